@@ -55,11 +55,12 @@ struct LayerClass {
   double index_bytes = 0.0;   // bytes of one index row
   int index_top_k = 0;        // tokens that the index selects; 0 = none
   Bytes state{0};             // `state`: bytes per layer and sequence
+  double score_scale = 0.0;     // factor on q.k; 0 = 1/sqrt(k_dim) (MLA scales by the unabsorbed width)
   bool attention_sink = false;  // a learned logit joins the softmax (gpt-oss)
   bool alibi = false;           // linear position bias instead of rotary embedding
   RopeSpec rope{};
-  std::vector<int> layers;    // indices of the layers of this class that own rows, ascending
-  std::vector<int> readers;   // layers that read rows of an owner of this class instead of their own (cross-layer sharing)
+  std::vector<int> layers{};    // indices of the layers of this class that own rows, ascending
+  std::vector<int> readers{};   // layers that read rows of an owner of this class instead of their own (cross-layer sharing)
 
   int count() const { return static_cast<int>(layers.size()); }
   int q_per_kv() const { return kv_heads == 0 ? 0 : q_heads / kv_heads; }
