@@ -34,6 +34,7 @@ struct StepInput {
   View<const std::int64_t> positions;  // [n], ascending
   AttentionMask mask{};
   View<const float> hidden{};  // [n, hidden]; only where the record's `needs` asks for it
+  View<const float> sinks{};   // [q_heads] learned sink logits, natural units; only for classes with attention_sink
 };
 
 /// A piece of a cache's state. Components group buffers into ledger rows; names are unique within a cache.

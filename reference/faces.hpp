@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/code_format.hpp"
 #include "reference/cache.hpp"
 
 namespace kvatlas {
@@ -28,6 +29,13 @@ class SideStore {
   virtual void crop(Tokens length) = 0;
   virtual void buffers(const std::string& prefix, std::vector<NamedBuffer>& out) const = 0;
   virtual void load(const std::string& prefix, std::span<const NamedBuffer> saved) = 0;
+};
+
+/// How one side of a class is stored at a given context; what a plan needs to know of it.
+struct SideLayout {
+  CodeFormat format{};   // of the coded rows
+  Tokens plain{0};       // newest rows, kept in the cache's dtype
+  Tokens flush{0};       // rows that are coded at once when the plain rows overflow; 0 = rows are coded as they come
 };
 
 /// Several sequences that share what they have in common.

@@ -58,7 +58,7 @@ struct Deployable {
   const char* source;
 };
 
-/// How much of the prompt's work a method leaves: 1 = all of it.
+/// Plain data with designated initialisers; nothing runs before main.
 struct Method {
   const char* slug = "";
   const char* name = "";
@@ -82,8 +82,7 @@ struct Method {
   Plan (*released_decode_plan)(const ParamRow&, const CacheShape&, const History&, const ContentCounts&) = nullptr;
   std::unique_ptr<KvCache> (*open)(const ParamRow&, const CacheShape&, const OpenInputs&) = nullptr;
   std::unique_ptr<SideStore> (*open_side)(const ParamRow&, const LayerClass&, int layer, Side, Dtype) = nullptr;
-  CodeFormat (*side_format)(const ParamRow&, const LayerClass&, Side, Dtype) = nullptr;
-  Tokens (*side_plain)(const ParamRow&, const LayerClass&, Side, Tokens context) = nullptr;  // rows kept in the dtype
+  SideLayout (*side_layout)(const ParamRow&, const LayerClass&, Side, Dtype, Tokens context) = nullptr;
   std::unique_ptr<KvGroup> (*open_group)(const ParamRow&, const CacheShape&) = nullptr;
   BlockMask (*select_blocks)(const ParamRow&, const PromptAttention&) = nullptr;
   std::unique_ptr<Speculator> (*speculate)(const ParamRow&, TargetModel, DraftModel, const SpeculationOptions&) = nullptr;

@@ -89,8 +89,8 @@ constexpr auto make_specs() {
   return std::apply(
       [](const auto&... f) {
         std::array<ParamSpec, sizeof...(f)> specs{f.spec...};
-        const Params defaults{};
-        std::size_t i = 0;
+        [[maybe_unused]] const Params defaults{};
+        [[maybe_unused]] std::size_t i = 0;
         ((specs[i++].default_value = to_number(defaults.*(f.member))), ...);
         return specs;
       },
@@ -109,7 +109,7 @@ inline constexpr std::span<const ParamSpec> specs{detail::kSpecs<Params>};
 template <class Params>
 Params params_of(const ParamRow& row) {
   Params p{};
-  std::size_t i = 0;
+  [[maybe_unused]] std::size_t i = 0;
   std::apply(
       [&](const auto&... f) {
         ((p.*(f.member) = detail::from_number<std::remove_cvref_t<decltype(p.*(f.member))>>(row[i++])), ...);

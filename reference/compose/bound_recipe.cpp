@@ -1,0 +1,167 @@
+// What a bound recipe answers: sums over its parts, each part asking its methods; sides apart are put together here.
+#include <algorithm>
+#include <map>
+
+#include "core/errors.hpp"
+#include "reference/compose/edge_store.hpp"
+#include "reference/compose/recipe.hpp"
+#include "reference/primitives/plans.hpp"
+#include "reference/primitives/side_cache.hpp"
+
+namespace kvatlas {
+
+namespace {
+
+/// The rows of one side under a rule, with the plain sinks and recent tokens of the recipe around them.
+SideLayout side_layout(const MethodChoice& m, const LayerClass& c, Side side, Dtype dtype, Tokens context, Tokens sinks, Tokens recent) {
+  const Tokens coded = std::max(Tokens(0), context - sinks - recent);
+  SideLayout l = m.method->side_layout(m.row, c, side, dtype, coded);
+  if (recent.value > 0 && l.flush.value == 0) l.flush = Tokens(1);
+  l.plain = std::min(context, l.plain + std::min(context, sinks + recent));
+  return l;
+}
+
+Ledger only_side(const Ledger& from, Side side) {
+  Ledger out;
+  for (const LedgerEntry& e : from.entries())
+    if (e.side == side) out.add(e.component, e.side, e.scope, e.bytes);
+  return out;
+}
+
+/// Caches of several parts behind one door: every layer goes to the cache of its part.
+class LayeredCache final : public KvCache {
+ public:
+  void add(std::unique_ptr<KvCache> cache, const CacheShape& shape) {
+    for (const LayerClass& c : shape.classes)
+      for (const int l : c.layers) of_layer_[l] = caches_.size();
+    caches_.push_back(std::move(cache));
+  }
+  void forward(int layer, const StepInput& step, View<float> out) override { at(layer).forward(layer, step, out); }
+  void end_prefill() override {
+    for (const auto& c : caches_) c->end_prefill();
+  }
+  void crop(Tokens length) override {
+    for (const auto& c : caches_) c->crop(length);
+  }
+  std::vector<NamedBuffer> buffers() const override {
+    std::vector<NamedBuffer> all;
+    for (const auto& c : caches_) {
+      auto some = c->buffers();
+      std::move(some.begin(), some.end(), std::back_inserter(all));
+    }
+    return all;
+  }
+  void load(std::span<const NamedBuffer> saved) override {
+    for (const auto& c : caches_) c->load(saved);
+  }
+  ContentCounts content_counts() const override {
+    ContentCounts all;
+    for (const auto& c : caches_)
+      for (const auto& count : c->content_counts().counts) all.add(count.name, count.value);
+    return all;
+  }
+  Tokens kept(int layer, int kv_head) const override { return at(layer).kept(layer, kv_head); }
+
+ private:
+  KvCache& at(int layer) const {
+    const auto found = of_layer_.find(layer);
+    if (found == of_layer_.end()) throw InvalidArgument(cat("layer is ", layer, ", must be a layer that caches rows"));
+    return *caches_[found->second];
+  }
+  std::vector<std::unique_ptr<KvCache>> caches_;
+  std::map<int, std::size_t> of_layer_;
+};
+
+}  // namespace
+
+Ledger BoundRecipe::ledger(const History& h, const ContentCounts& counts) const {
+  Ledger total;
+  const Tokens edges = sinks_ + recent_;
+  for (const Part& p : parts_) {
+    const Rule& r = p.rule;
+    if (p.plain_states || (!r.apart() && edges.value == 0)) {
+      total.add(formula_ledger(*r.key.method, r.key.row, p.shape, h, counts));
+      continue;
+    }
+    // The edges are plain rows; the methods see what lies between them.
+    const Tokens plain = std::min(h.tokens(), edges);
+    History inner = h;
+    inner.generated = std::min(h.generated, h.tokens() - plain);
+    inner.prompt = h.tokens() - plain - inner.generated;
+    Ledger part;
+    part.add(only_side(formula_ledger(*r.key.method, r.key.row, p.shape, inner, counts), Side::key));
+    part.add(only_side(formula_ledger(*r.value.method, r.value.row, p.shape, inner, counts), Side::value));
+    if (plain.value > 0)
+      for (const LayerClass& c : p.shape.classes) {
+        const std::int64_t rows = plain.value * c.kv_heads * c.count() * h.sequences * bytes_of(p.shape.dtype);
+        part.add("edge_rows", Side::key, Scope::sequence, Bytes(rows * c.k_dim));
+        if (c.kind != RowKind::latent) part.add("edge_rows", Side::value, Scope::sequence, Bytes(rows * c.v_dim));
+      }
+    total.add(part);
+  }
+  return total;
+}
+
+Plan BoundRecipe::decode_plan(const History& h, const ContentCounts& counts) const {
+  Plan total;
+  for (const Part& p : parts_) {
+    const Rule& r = p.rule;
+    if (p.plain_states || (!r.apart() && sinks_.value + recent_.value == 0)) {
+      total.add(r.key.method->decode_plan(r.key.row, p.shape, h, counts));
+    } else {
+      total.add(side_decode_plan(p.shape, h, [&](const LayerClass& c, Side side, Tokens context) {
+        return side_layout(side == Side::key ? r.key : r.value, c, side, p.shape.dtype, context, sinks_, recent_);
+      }));
+    }
+  }
+  return total;
+}
+
+Plan BoundRecipe::released_decode_plan(const History& h, const ContentCounts& counts) const {
+  Plan total;
+  for (const Part& p : parts_) {
+    const Method& m = *p.rule.key.method;
+    if (p.rule.apart() || sinks_.value + recent_.value > 0) return decode_plan(h, counts);
+    total.add((m.released_decode_plan != nullptr ? m.released_decode_plan : m.decode_plan)(p.rule.key.row, p.shape, h, counts));
+  }
+  return total;
+}
+
+Plan BoundRecipe::prefill_plan(const History& h, const ContentCounts& counts) const {
+  Plan total;
+  for (const Part& p : parts_) {
+    const Rule& r = p.rule;
+    if (p.plain_states || (!r.apart() && sinks_.value + recent_.value == 0)) {
+      total.add(r.key.method->prefill_plan(r.key.row, p.shape, h, counts));
+    } else {
+      total.add(side_prefill_plan(p.shape, h, [&](const LayerClass& c, Side side, Tokens context) {
+        return side_layout(side == Side::key ? r.key : r.value, c, side, p.shape.dtype, context, sinks_, recent_);
+      }));
+    }
+  }
+  return total;
+}
+
+std::unique_ptr<KvCache> BoundRecipe::open(const OpenInputs& inputs) const {
+  const auto open_part = [&](const Part& p) -> std::unique_ptr<KvCache> {
+    const Rule& r = p.rule;
+    if (!r.apart() && sinks_.value + recent_.value == 0) {
+      if (r.key.method->open == nullptr) throw Unsupported(cat(r.key.method->slug, " offers no cache of one sequence"));
+      return r.key.method->open(r.key.row, p.shape, inputs);
+    }
+    return std::make_unique<SideCache>(p.shape, [&](const LayerClass& c, int layer, Side side) -> std::unique_ptr<SideStore> {
+      const MethodChoice& m = side == Side::key ? r.key : r.value;
+      auto inner = m.method->open_side(m.row, c, layer, side, p.shape.dtype);
+      if (sinks_.value + recent_.value == 0) return inner;
+      return std::make_unique<EdgeStore>(std::move(inner), c.kv_heads, side == Side::key ? c.k_dim : c.v_dim, side,
+                                         p.shape.dtype, sinks_, recent_);
+    });
+  };
+  if (parts_.size() == 1) return open_part(parts_[0]);
+  auto layered = std::make_unique<LayeredCache>();
+  for (const Part& p : parts_)
+    if (!p.plain_states) layered->add(open_part(p), p.shape);
+  return layered;
+}
+
+}  // namespace kvatlas

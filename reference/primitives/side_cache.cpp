@@ -1,0 +1,153 @@
+#include "reference/primitives/side_cache.hpp"
+
+#include <algorithm>
+
+#include "core/errors.hpp"
+#include "core/formats/dtype.hpp"
+#include "core/parallel.hpp"
+
+namespace kvatlas {
+
+SideCache::SideCache(CacheShape shape, const SideFactory& make) : shape_(std::move(shape)), rotary_(shape_) {
+  for (const LayerClass& c : shape_.classes)
+    for (const int l : c.layers) {
+      if (c.kind != RowKind::kv && c.kind != RowKind::latent) continue;
+      layers_.push_back({.index = l, .c = &c, .keys = make(c, l, Side::key),
+                         .values = c.kind == RowKind::latent ? nullptr : make(c, l, Side::value)});
+    }
+}
+
+const SideCache::Layer& SideCache::at(int layer) const {
+  for (const Layer& l : layers_)
+    if (l.index == layer) return l;
+  throw InvalidArgument(cat("layer is ", layer, ", must be a layer that caches rows"));
+}
+
+void SideCache::forward(int layer, const StepInput& step, View<float> out) {
+  const PreparedStep p = prepare_step(shape_, rotary_, layer, step, out);
+  const Layer& l = at(layer);
+  const LayerClass& c = *l.c;
+  l.keys->append(p.k.view());
+  if (l.values) l.values->append(p.v.view());
+  const std::int64_t rows = l.keys->size().value;
+  parallel_for(c.kv_heads, [&](std::int64_t h) {
+    const int head = static_cast<int>(h);
+    Array k({rows, c.k_dim});
+    l.keys->read(head, 0, k.view());
+    if (l.values) {
+      Array v({rows, c.v_dim});
+      l.values->read(head, 0, v.view());
+      attend_new(c, head, p.q.view(), k.view(), v.view(), step.mask, step.sinks, out);
+    } else {
+      Array v({rows, c.v_dim});
+      for (std::int64_t t = 0; t < rows; ++t)
+        std::ranges::copy(k.view().row(t).first(static_cast<std::size_t>(c.v_dim)), v.view().row(t).begin());
+      attend_new(c, head, p.q.view(), k.view(), v.view(), step.mask, step.sinks, out);
+    }
+  });
+  for (SideStore* s : {l.keys.get(), l.values.get()})
+    if (s != nullptr) {
+      s->settle(prompt_done_);
+      if (c.window.value > 0 && s->size() > c.window) s->drop_front(s->size() - c.window);
+    }
+}
+
+void SideCache::end_prefill() {
+  prompt_done_ = true;
+  for (const Layer& l : layers_)
+    for (SideStore* s : {l.keys.get(), l.values.get()})
+      if (s != nullptr) s->settle(true);
+}
+
+void SideCache::crop(Tokens length) {
+  if (length.value < 0) throw InvalidArgument(cat("length is ", length.value, ", must be >= 0"));
+  for (const Layer& l : layers_)
+    if (l.c->window.value > 0 && l.keys->size() > length)
+      throw Unsupported("crop: a sliding-window layer has dropped the tokens that would come back");
+  for (const Layer& l : layers_)
+    for (SideStore* s : {l.keys.get(), l.values.get()})
+      if (s != nullptr && s->size() > length) s->crop(length);
+}
+
+std::vector<NamedBuffer> SideCache::buffers() const {
+  std::vector<NamedBuffer> out;
+  for (const Layer& l : layers_) {
+    l.keys->buffers(cat("layer", l.index, "/k_"), out);
+    if (l.values) l.values->buffers(cat("layer", l.index, "/v_"), out);
+  }
+  return out;
+}
+
+void SideCache::load(std::span<const NamedBuffer> saved) {
+  for (const Layer& l : layers_) {
+    l.keys->load(cat("layer", l.index, "/k_"), saved);
+    if (l.values) l.values->load(cat("layer", l.index, "/v_"), saved);
+  }
+  prompt_done_ = true;
+}
+
+Tokens SideCache::kept(int layer, int) const { return at(layer).keys->size(); }
+
+RowStore::RowStore(int kv_heads, int dim, Side side, Codec codec)
+    : dim_(dim), side_(side), codec_(std::move(codec)), heads_(static_cast<std::size_t>(kv_heads)) {}
+
+void RowStore::append(View<const float> rows) {
+  for (std::size_t h = 0; h < heads_.size(); ++h)
+    for (std::int64_t i = 0; i < rows.dim(1); ++i) {
+      const std::size_t at = heads_[h].size();
+      heads_[h].resize(at + static_cast<std::size_t>(codec_.row_bytes));
+      codec_.encode(rows.row(static_cast<std::int64_t>(h), i), std::span(heads_[h]).subspan(at));
+    }
+  rows_ += rows.dim(1);
+}
+
+void RowStore::read(int kv_head, std::int64_t first, View<float> out) const {
+  const auto& run = heads_[static_cast<std::size_t>(kv_head)];
+  const auto size = static_cast<std::size_t>(codec_.row_bytes);
+  for (std::int64_t i = 0; i < out.dim(0); ++i)
+    codec_.decode(std::span(run).subspan(static_cast<std::size_t>(first + i) * size, size), out.row(i));
+}
+
+void RowStore::drop_front(Tokens count) {
+  for (auto& run : heads_) {
+    run.erase(run.begin(), run.begin() + count.value * codec_.row_bytes);
+    run.shrink_to_fit();
+  }
+  rows_ -= count.value;
+}
+
+void RowStore::crop(Tokens length) {
+  if (length.value >= rows_) return;
+  rows_ = length.value;
+  for (auto& run : heads_) run.resize(static_cast<std::size_t>(rows_ * codec_.row_bytes));
+}
+
+void RowStore::buffers(const std::string& prefix, std::vector<NamedBuffer>& out) const {
+  for (std::size_t h = 0; h < heads_.size(); ++h)
+    out.push_back({.name = cat(prefix, codec_.component, "/head", h), .component = "rows", .side = side_,
+                   .scope = Scope::token, .bytes = heads_[h]});
+}
+
+void RowStore::load(const std::string& prefix, std::span<const NamedBuffer> saved) {
+  std::vector<std::vector<std::byte>> loaded;
+  for (std::size_t h = 0; h < heads_.size(); ++h) {
+    const NamedBuffer& b = find_buffer(saved, cat(prefix, codec_.component, "/head", h));
+    if (static_cast<std::int64_t>(b.bytes.size()) % codec_.row_bytes != 0 ||
+        (!loaded.empty() && b.bytes.size() != loaded.front().size()))
+      throw InvalidArgument(cat("buffer ", b.name, " has ", b.bytes.size(), " bytes, must be whole rows of ",
+                                codec_.row_bytes, " bytes, as many in every head"));
+    loaded.push_back(b.bytes);
+  }
+  heads_ = std::move(loaded);
+  rows_ = heads_.empty() ? 0 : static_cast<std::int64_t>(heads_.front().size()) / codec_.row_bytes;
+}
+
+std::unique_ptr<SideStore> plain_store(int kv_heads, int dim, Side side, Dtype dtype) {
+  return std::make_unique<RowStore>(
+      kv_heads, dim, side,
+      RowStore::Codec{.component = "rows", .row_bytes = std::int64_t{dim} * bytes_of(dtype),
+                      .encode = [dtype](std::span<const float> row, std::span<std::byte> to) { num::store(dtype, row, to); },
+                      .decode = [dtype](std::span<const std::byte> from, std::span<float> row) { num::load(dtype, from, row); }});
+}
+
+}  // namespace kvatlas
