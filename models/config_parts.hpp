@@ -1,0 +1,110 @@
+// The steps of importing a config.json: what a family leaves unsaid, rotary embedding, attention, FFN of one layer.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "models/config_fields.hpp"
+#include "models/model.hpp"
+
+namespace kvatlas::models {
+
+inline constexpr std::int64_t kMaxWidth = std::int64_t{1} << 24;    // of any dimension of a layer
+inline constexpr std::int64_t kMaxContext = std::int64_t{1} << 40;  // tokens
+inline constexpr std::int64_t kMaxLayers = 10'000;
+inline constexpr std::int64_t kMaxExperts = 65'536;
+
+/// Who reads `sliding_window` when the config names no layer types.
+enum class WindowRule : std::uint8_t {
+  every_layer,  // as soon as the field is not null
+  pattern,      // all but every n-th layer
+  opt_in,       // only with use_sliding_window, from layer max_window_layers on
+};
+
+/// What the code of a model type fixes and its config does not say.
+struct Family {
+  std::string_view model_type;
+  int norms = 2;               // of one layer, over the hidden width
+  bool layer_norm_bias = false;
+  bool gated = true;           // FFN of gate, up, down; else up, down
+  bool tied = false;           // when tie_word_embeddings is absent
+  bool qkv_bias = false;
+  bool o_bias = false;
+  bool ffn_bias = false;
+  bool head_bias = false;
+  bool qk_norm = false;
+  bool expert_bias = false;    // router and experts carry biases
+  bool sinks = false;          // a learned logit for each query head
+  WindowRule window = WindowRule::every_layer;
+  int window_pattern = 0;
+  RopeLayout layout = RopeLayout::half_split;
+};
+
+/// The family of a model type, or null for one that we do not know.
+const Family* find_family(std::string_view model_type);
+
+/// Widths that all layers of a model share.
+struct Dims {
+  std::int64_t hidden = 0;
+  std::int64_t vocabulary = 0;
+  int layers = 0;
+  int q_heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;
+  Dtype dtype = Dtype::bf16;
+};
+
+enum class LayerKind : std::uint8_t { full, sliding, linear };
+
+/// Weights of one part of a layer, and what the part caches.
+struct Weights {
+  std::vector<MatMul> matrices;
+  std::vector<VectorWeights> vectors;
+};
+
+/// Rotary embeddings of the layers that see everything and of those behind a window.
+struct Ropes {
+  RopeSpec full;
+  RopeSpec sliding;
+};
+
+/// `rotary_width` channels of a key may rotate, from `first_channel` on.
+struct RopePlace {
+  int rotary_width = 0;
+  int first_channel = 0;
+};
+Ropes import_ropes(Fields& config, const Family& family, RopePlace place, Model& model);
+
+/// The kind of every layer: layer_types, linear layers, or the family's rule for windows.
+std::vector<LayerKind> import_layer_kinds(Fields& config, const Family& family, int layers);
+
+/// An attention layer: keys and values, or one latent row where kv_lora_rank is given.
+struct Attention {
+  LayerClass row;          // without layers, window or rope
+  Weights weights;
+  Weights without_kv;      // of a layer that reads another layer's rows
+};
+Attention import_attention(Fields& config, const Family& family, const Dims& dims, Model& model);
+
+/// A layer of linear attention: Gated DeltaNet or Kimi Delta Attention.
+struct Linear {
+  LayerClass row;
+  Weights weights;
+};
+Linear import_linear(Fields& config, const Dims& dims);
+
+/// The FFN of every layer: `dense` or `experts` as `is_sparse` says.
+struct Ffn {
+  LayerGroup dense;    // only ffn fields, matrices and vectors are filled
+  LayerGroup experts;
+  std::vector<bool> is_sparse;
+};
+Ffn import_ffn(Fields& config, const Family& family, const Dims& dims);
+
+/// Bits of the published weights: quantization_config, else the dtype.
+WeightBits import_weight_bits(Fields& config, Dtype dtype, std::vector<std::string>& warnings);
+
+}  // namespace kvatlas::models
