@@ -26,7 +26,7 @@ inline long double magnitude(const Format& f, std::uint32_t code) {
 /// The code of the nearest magnitude, of two equally near ones the even code; by search in the table of all of them.
 class Encoder {
  public:
-  explicit Encoder(const Format& format) : format_(format) {
+  explicit Encoder(const Format& format) {
     const std::uint32_t last = format.saturates ? format.largest : format.largest + 1;  // infinity stands where 2^(emax+1) is
     for (std::uint32_t code = 0; code <= last; ++code) table_.push_back(magnitude(format, code));
   }
@@ -47,7 +47,6 @@ class Encoder {
   const std::vector<long double>& table() const { return table_; }
 
  private:
-  Format format_;
   std::vector<long double> table_;
 };
 
