@@ -41,6 +41,7 @@ struct Deployment {
   double gpu_memory_utilization = 0.9;
   Tokens chunk{8192};                   // tokens of one prefill chunk
   bool released_plan = false;           // cost the released code's plan instead of the ideal one
+  bool warm_cache = false;              // reads that fit L2 run at L2 speed; a model's other layers evict them, so off
 };
 
 /// One decode step of a batch, flat: what a sweep stores a million times.
