@@ -93,7 +93,9 @@ void import_layers(Fields& config, const Family& family, const Dims& dims, Model
       if (rotating[i] == 0) row.rope = RopeSpec{};
       row.alibi = alibi;
       if (latent) row.score_scale *= ropes.score_factor;
-      if (kinds[i] == LayerKind::sliding) row.window = window;
+      // A window as long as the trained context never drops a token (Phi-3 128K names one of 262,144).
+      const bool binds = !model.trained_context || window < *model.trained_context;
+      if (kinds[i] == LayerKind::sliding && binds) row.window = window;
     }
     add_layer(model.cache, std::move(row), l, owns_rows);
 

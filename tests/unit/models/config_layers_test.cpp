@@ -32,6 +32,13 @@ TEST_CASE("windows follow the rule of their family", "[unit]") {
                   {"layer_types", {"full_attention", "sliding_attention", "full_attention", "full_attention"}}}) == L{1});
 }
 
+TEST_CASE("a window that no trained context fills is no window", "[unit]") {
+  CHECK(windowed({{"model_type", "phi3"}, {"sliding_window", 512}}).empty());  // the trained context is 512
+  CHECK(windowed({{"model_type", "phi3"}, {"sliding_window", 511}}).size() == 4);
+  const Model m = import(changed(small_llama(), {{"model_type", "phi3"}, {"sliding_window", 262144}}));
+  CHECK(kv_bytes_per_token(m) == kv_bytes_per_token(import(small_llama())));
+}
+
 TEST_CASE("wrong layer types and windows are refused", "[unit]") {
   const auto with = [](const json& patch) { return refusal(changed(small_llama(), patch)); };
   CHECK(with({{"layer_types", {"full_attention"}}}) == "layer_types has 1 entries, must have num_hidden_layers (4)");

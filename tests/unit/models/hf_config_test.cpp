@@ -105,7 +105,7 @@ TEST_CASE("any odd value in any field is imported or refused, and counts stay co
 TEST_CASE("the largest model that is accepted does not overflow its counts", "[unit]") {
   const json largest{{"model_type", "mixtral"}, {"torch_dtype", "float32"}, {"hidden_size", 262144}, {"intermediate_size", 262144},
                      {"num_hidden_layers", 1024}, {"num_attention_heads", 4096}, {"num_key_value_heads", 4096}, {"head_dim", 256},
-                     {"vocab_size", 16777216}, {"max_position_embeddings", 268435456}, {"sliding_window", 268435456},
+                     {"vocab_size", 16777216}, {"sliding_window", 268435456},
                      {"num_local_experts", 16384}, {"num_experts_per_tok", 16384}};
   const Model m = import(largest);
   const double values = 1024.0 * (16384.0 * 3.0 * 262144.0 * 262144.0);
