@@ -107,6 +107,8 @@ struct WorkloadFigures {
   std::string why_not;          // the sentence when it is not
 };
 
+class StepModel;
+
 /// Immutable after construction, safe to share between threads.
 class Evaluator {
  public:
@@ -129,8 +131,8 @@ class Evaluator {
   double size_factor(Tokens context) const;
 
  private:
-  struct Prepared;
-  std::unique_ptr<const Prepared> prepared_;
+  const StepModel& model() const { return *model_; }
+  std::unique_ptr<const StepModel> model_;
 };
 
 /// Sentence when the deployment cannot exist, nothing otherwise; the value form of the constructor's exceptions.

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <array>
-#include <vector>
+#include <string>
 
 #include "core/plan.hpp"
 #include "simulator/evaluator.hpp"
@@ -62,5 +62,8 @@ class KernelModel {
   };
   std::array<std::array<Rates, 17>, 5> rates_;  // by code kind and bits
 };
+
+/// The time of a call as a sentence with its numbers put in.
+std::string kernel_formula(const KernelModel& model, const KernelCall& call);
 
 }  // namespace kvatlas::sim
