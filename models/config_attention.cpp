@@ -73,7 +73,8 @@ Attention import_attention(Fields& config, const Family& family, const Dims& dim
   const bool qk_norm = config.boolean("use_qk_norm").value_or(family.qk_norm);
   const std::int64_t q_width = std::int64_t{dims.q_heads} * dims.head_dim;
   const std::int64_t kv_width = std::int64_t{dims.kv_heads} * dims.head_dim;
-  const bool output_gate = family.model_type == "qwen3_next";  // q also makes a gate for each output channel
+  // Qwen3-Next's q also makes a gate for each output channel; later models say so in a field.
+  const bool output_gate = config.boolean("attn_output_gate").value_or(family.model_type == "qwen3_next");
 
   Attention a;
   a.row = LayerClass{.q_heads = dims.q_heads, .kv_heads = dims.kv_heads, .k_dim = dims.head_dim, .v_dim = dims.head_dim,

@@ -185,6 +185,7 @@ TEST_CASE("biases, norms and layers without positions are counted", "[unit]") {
   CHECK(extra({{"attention_bias", true}}) == 4 * (64 + 16 + 16 + 64));
   CHECK(extra({{"model_type", "qwen2"}}) == 4 * (64 + 16 + 16));
   CHECK(extra({{"model_type", "qwen3"}}) == 4 * (8 + 8));
+  CHECK(extra({{"attn_output_gate", true}}) == 4 * 64 * 64);
   CHECK(extra({{"mlp_bias", true}}) == 4 * (96 + 96 + 64));
   CHECK(extra({{"model_type", "gemma2"}, {"sliding_window", 16}, {"tie_word_embeddings", false}}) == 4 * 2 * 64);
   const Model m = import(changed(small_llama(), {{"no_rope_layers", {1, 1, 1, 0}}}));
