@@ -1,4 +1,7 @@
 // Attention and linear-attention layers of a config: matrices, rows and states.
+#include <algorithm>
+#include <cmath>
+
 #include "core/errors.hpp"
 #include "models/config_parts.hpp"
 
@@ -6,19 +9,20 @@ namespace kvatlas::models {
 
 namespace {
 
-int width(Fields& config, std::string_view field, std::int64_t min = 1) {
-  return static_cast<int>(config.required({field}, min, kMaxWidth));
+int head_width(Fields& config, std::string_view field, std::int64_t min = 1) {
+  return static_cast<int>(config.required({field}, min, kMaxHeadDim));
 }
 
 // One shared latent for all heads (MLA): down projections, up projections, and the rotary part beside the latent.
-Attention latent_attention(Fields& config, const Dims& dims, Model& model) {
-  const int latent = width(config, "kv_lora_rank");
-  const int rope = width(config, "qk_rope_head_dim", 0);
-  const int nope = width(config, "qk_nope_head_dim");
-  const int v_dim = width(config, "v_head_dim");
+Attention latent_attention(Fields& config, const Dims& dims) {
+  const int latent = head_width(config, "kv_lora_rank");
+  const int rope = head_width(config, "qk_rope_head_dim", 0);
+  const int nope = head_width(config, "qk_nope_head_dim");
+  const int v_dim = head_width(config, "v_head_dim");
   const auto q_rank = config.integer("q_lora_rank", 1, kMaxWidth);
   const bool bias = config.boolean("attention_bias").value_or(false);
   if (rope % 2 != 0) throw InvalidArgument(cat("qk_rope_head_dim is ", rope, ", must be even"));
+  check_all_heads("num_attention_heads", dims.q_heads, std::max(nope + rope, nope + v_dim));
   const std::int64_t q_width = std::int64_t{dims.q_heads} * (nope + rope);
 
   Attention a;
@@ -36,14 +40,14 @@ Attention latent_attention(Fields& config, const Dims& dims, Model& model) {
   v.push_back({"kv_a_norm", latent});
   m.push_back({.name = "kv_b", .n = std::int64_t{dims.q_heads} * (nope + v_dim), .k = latent});
   m.push_back({.name = "o", .n = dims.hidden, .k = std::int64_t{dims.q_heads} * v_dim, .bias = bias});
-  model.query_scalar = nope + rope;
+  a.row.score_scale = 1.0 / std::sqrt(static_cast<double>(nope + rope));
 
-  if (const auto index_heads = config.integer("index_n_heads", 1, kMaxWidth)) {
-    const int index_dim = width(config, "index_head_dim");
+  if (const auto index_heads = config.integer("index_n_heads", 1, kMaxHeads)) {
+    const int index_dim = head_width(config, "index_head_dim");
     if (!q_rank) throw InvalidArgument("q_lora_rank is missing, must be given where index_n_heads is");
     a.row.index_dim = index_dim;
     a.row.index_bytes = static_cast<double>(index_dim + 4 * ceil_div(index_dim, 128));  // e4m3, fp32 scale per 128
-    a.row.index_top_k = width(config, "index_topk");
+    a.row.index_top_k = static_cast<int>(config.required({"index_topk"}, 1, kMaxContext));
     m.push_back({.name = "index_q", .n = *index_heads * index_dim, .k = *q_rank});
     m.push_back({.name = "index_k", .n = index_dim, .k = dims.hidden});
     m.push_back({.name = "index_weights", .n = *index_heads, .k = dims.hidden});
@@ -55,8 +59,14 @@ Attention latent_attention(Fields& config, const Dims& dims, Model& model) {
 
 }  // namespace
 
+void check_all_heads(std::string_view heads_field, std::int64_t heads, std::int64_t head_dim) {
+  if (heads * head_dim > kMaxAllHeads)
+    throw InvalidArgument(cat(heads_field, " is ", heads, " with ", head_dim, " channels each, must together be at most ",
+                              kMaxAllHeads));
+}
+
 Attention import_attention(Fields& config, const Family& family, const Dims& dims, Model& model) {
-  if (config.has("kv_lora_rank")) return latent_attention(config, dims, model);
+  if (config.has("kv_lora_rank")) return latent_attention(config, dims);
   const bool all_biases = config.boolean("attention_bias").value_or(false);
   const bool qkv_bias = config.boolean("qkv_bias").value_or(family.qkv_bias) || all_biases;
   const bool o_bias = family.o_bias || all_biases;
@@ -82,7 +92,8 @@ Attention import_attention(Fields& config, const Family& family, const Dims& dim
     for (Weights* w : {&a.weights, &a.without_kv}) w->vectors.push_back({"sinks", dims.q_heads});
   model.qkv_bias = qkv_bias;
   model.qk_norm = qk_norm;
-  model.query_scalar = config.number("query_pre_attn_scalar", 1e-6, 1e9).value_or(dims.head_dim);
+  if (const auto scalar = config.number("query_pre_attn_scalar", 1e-6, 1e9); scalar && *scalar != dims.head_dim)
+    a.row.score_scale = 1.0 / std::sqrt(*scalar);
   return a;
 }
 
@@ -96,8 +107,9 @@ Linear import_linear(Fields& config, const Dims& dims) {
   };
   std::int64_t taps = 0, channels = 0, state = 0;
   if (auto kda = config.object("linear_attn_config")) {
-    const std::int64_t heads = kda->required({"num_heads"}, 1, kMaxWidth);
-    const std::int64_t dim = kda->required({"head_dim"}, 1, kMaxWidth);
+    const std::int64_t heads = kda->required({"num_heads"}, 1, kMaxHeads);
+    const std::int64_t dim = kda->required({"head_dim"}, 1, kMaxHeadDim);
+    check_all_heads(kda->full_name("num_heads"), heads, dim);
     taps = kda->required({"short_conv_kernel_size"}, 1, 64);
     const std::int64_t all = heads * dim;
     channels = 3 * all;
@@ -113,10 +125,11 @@ Linear import_linear(Fields& config, const Dims& dims) {
     out.row = LayerClass{.kind = RowKind::state, .q_heads = static_cast<int>(heads), .kv_heads = static_cast<int>(heads),
                          .k_dim = static_cast<int>(dim), .v_dim = static_cast<int>(dim)};
   } else {
-    const std::int64_t k_heads = width(config, "linear_num_key_heads");
-    const std::int64_t v_heads = width(config, "linear_num_value_heads");
-    const std::int64_t k_dim = width(config, "linear_key_head_dim");
-    const std::int64_t v_dim = width(config, "linear_value_head_dim");
+    const std::int64_t k_heads = config.required({"linear_num_key_heads"}, 1, kMaxHeads);
+    const std::int64_t v_heads = config.required({"linear_num_value_heads"}, 1, kMaxHeads);
+    const std::int64_t k_dim = head_width(config, "linear_key_head_dim");
+    const std::int64_t v_dim = head_width(config, "linear_value_head_dim");
+    check_all_heads("linear_num_value_heads", v_heads, std::max(k_dim, v_dim));
     taps = config.required({"linear_conv_kernel_dim"}, 1, 64);
     if (v_heads % k_heads != 0)
       throw InvalidArgument(cat("linear_num_value_heads is ", v_heads, ", must be a multiple of linear_num_key_heads (", k_heads, ")"));

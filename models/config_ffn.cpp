@@ -9,7 +9,7 @@ namespace kvatlas::models {
 namespace {
 
 struct Shape {
-  std::string prefix;
+  std::string prefix{};
   std::int64_t width = 0;
   int count = 1;
   int active = 1;

@@ -11,7 +11,7 @@ namespace {
 // A value as a message shows it: long ones are cut, so that a sentence stays a sentence.
 std::string shown(const nlohmann::json& value) {
   if (value.is_object()) return "an object";
-  if (value.is_array()) return value.size() > 8 ? cat("an array of ", value.size(), " entries") : value.dump();
+  if (value.is_array() && value.size() > 8) return cat("an array of ", value.size(), " entries");
   std::string text = value.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
   if (text.size() > 60) text = cat(text.substr(0, 57), "...");
   return text;

@@ -12,10 +12,15 @@
 
 namespace kvatlas::models {
 
-inline constexpr std::int64_t kMaxWidth = std::int64_t{1} << 24;    // of any dimension of a layer
-inline constexpr std::int64_t kMaxContext = std::int64_t{1} << 40;  // tokens
-inline constexpr std::int64_t kMaxLayers = 10'000;
-inline constexpr std::int64_t kMaxExperts = 65'536;
+// Far above any published model, low enough that no count of weights or bytes leaves 64 bits.
+inline constexpr std::int64_t kMaxWidth = std::int64_t{1} << 18;       // hidden, FFN, low ranks
+inline constexpr std::int64_t kMaxHeads = std::int64_t{1} << 12;
+inline constexpr std::int64_t kMaxHeadDim = std::int64_t{1} << 14;
+inline constexpr std::int64_t kMaxAllHeads = std::int64_t{1} << 20;    // heads times their width
+inline constexpr std::int64_t kMaxVocabulary = std::int64_t{1} << 24;
+inline constexpr std::int64_t kMaxContext = std::int64_t{1} << 28;     // tokens
+inline constexpr std::int64_t kMaxLayers = 1024;
+inline constexpr std::int64_t kMaxExperts = std::int64_t{1} << 14;
 
 /// Who reads `sliding_window` when the config names no layer types.
 enum class WindowRule : std::uint8_t {
@@ -57,6 +62,9 @@ struct Dims {
   Dtype dtype = Dtype::bf16;
 };
 
+/// throws InvalidArgument when heads and their width together are beyond what counts are made for.
+void check_all_heads(std::string_view heads_field, std::int64_t heads, std::int64_t head_dim);
+
 enum class LayerKind : std::uint8_t { full, sliding, linear };
 
 /// Weights of one part of a layer, and what the part caches.
@@ -69,6 +77,7 @@ struct Weights {
 struct Ropes {
   RopeSpec full;
   RopeSpec sliding;
+  double score_factor = 1.0;  // DeepSeek's YaRN multiplies q.k as well
 };
 
 /// `rotary_width` channels of a key may rotate, from `first_channel` on.
@@ -103,6 +112,9 @@ struct Ffn {
   std::vector<bool> is_sparse;
 };
 Ffn import_ffn(Fields& config, const Family& family, const Dims& dims);
+
+/// Fills the cache's classes and the groups of `model`, layer by layer.
+void import_layers(Fields& config, const Family& family, const Dims& dims, Model& model);
 
 /// Bits of the published weights: quantization_config, else the dtype.
 WeightBits import_weight_bits(Fields& config, Dtype dtype, std::vector<std::string>& warnings);

@@ -1,4 +1,5 @@
 // Rotary embedding of a config: base, rotary width and every published form of rope_scaling.
+#include "core/arith.hpp"
 #include "core/errors.hpp"
 #include "models/config_parts.hpp"
 
@@ -6,24 +7,30 @@ namespace kvatlas::models {
 
 namespace {
 
-constexpr double kLargest = 1e15;  // of any factor or base; keeps the tables finite
+constexpr double kLargest = 1e12;  // of any factor or base; keeps the tables finite
 
-// YaRN's magnitude factor: given, 1 where both mscales of DeepSeek agree, else left to the scheme's rule.
-void yarn_magnitude(Fields& scaling, RopeSpec& rope, Model& model) {
+// 0.1 * mscale * ln(factor) + 1, through the canonical log2 so that every machine gets one value.
+double yarn_mscale(double factor, double mscale) {
+  constexpr double kLn2 = 0.6931471805599453;
+  return factor <= 1.0 ? 1.0 : 0.1 * mscale * (static_cast<double>(num::log2(static_cast<float>(factor))) * kLn2) + 1.0;
+}
+
+// YaRN's factor on cos and sin: given, by the two mscales of DeepSeek, else left to the scheme's rule.
+// returns the factor on q.k that goes with it
+double yarn_magnitude(Fields& scaling, RopeSpec& rope) {
   if (const auto given = scaling.number("attention_factor", 0.0, kLargest)) rope.attention_factor = *given;
   const auto mscale = scaling.number("mscale", 0.0, kLargest);
   const auto all_dim = scaling.number("mscale_all_dim", 0.0, kLargest);
-  model.mscale_all_dim = all_dim.value_or(0.0);
-  if (!mscale || !all_dim || *all_dim == 0.0) return;
-  if (*mscale == *all_dim)
-    rope.attention_factor = 1.0;
-  else
-    model.warnings.push_back(cat(scaling.full_name("mscale"), " is ", *mscale, " and mscale_all_dim is ", *all_dim,
-                                 "; unequal values are not modelled, YaRN's own magnitude factor is used"));
+  if (!all_dim || *all_dim == 0.0) return 1.0;
+  const double whole = yarn_mscale(rope.factor, *all_dim);
+  if (mscale) rope.attention_factor = yarn_mscale(rope.factor, *mscale) / whole;
+  return whole * whole;
 }
 
 // Fills the scaling part of `rope` from one rope_scaling object.
-void read_scaling(Fields& scaling, double context, RopeSpec& rope, Model& model) {
+// returns the factor on q.k, 1 but for DeepSeek's YaRN
+double read_scaling(Fields& scaling, double context, RopeSpec& rope, Model& model) {
+  double score_factor = 1.0;
   const auto new_name = scaling.text("rope_type");
   const auto old_name = scaling.text("type");
   const std::string type = new_name ? *new_name : old_name.value_or("default");
@@ -48,7 +55,7 @@ void read_scaling(Fields& scaling, double context, RopeSpec& rope, Model& model)
     rope.beta_fast = scaling.number("beta_fast", 0.0, kLargest).value_or(rope.beta_fast);
     rope.beta_slow = scaling.number("beta_slow", 0.0, kLargest).value_or(rope.beta_slow);
     rope.yarn_truncate = scaling.boolean("truncate").value_or(true);
-    yarn_magnitude(scaling, rope, model);
+    score_factor = yarn_magnitude(scaling, rope);
   } else if (type == "llama3") {
     if (!original)
       throw InvalidArgument(cat(scaling.full_name("original_max_position_embeddings"),
@@ -71,10 +78,11 @@ void read_scaling(Fields& scaling, double context, RopeSpec& rope, Model& model)
   } else {
     throw InvalidArgument(cat(field, " is \"", type, "\", must be one of default, linear, dynamic, yarn, llama3, longrope, mrope"));
   }
+  return score_factor;
 }
 
 int rotary_dim(Fields& config, const RopePlace& place, std::optional<double> fraction) {
-  if (const auto given = config.integer("rotary_dim", 0, kMaxWidth)) {
+  if (const auto given = config.integer("rotary_dim", 0, kMaxHeadDim)) {
     if (*given % 2 != 0 || *given > place.rotary_width)
       throw InvalidArgument(cat("rotary_dim is ", *given, ", must be even and at most head_dim (", place.rotary_width, ")"));
     return static_cast<int>(*given);
@@ -106,7 +114,7 @@ Ropes import_ropes(Fields& config, const Family& family, RopePlace place, Model&
   const auto read = [&](Fields& from, RopeSpec& rope) {
     rope.base = from.number("rope_theta", 1.0, kLargest).value_or(rope.base);
     if (const auto f = from.number("partial_rotary_factor", 0.0, 1.0)) fraction = f;
-    read_scaling(from, context, rope, model);
+    ropes.score_factor = read_scaling(from, context, rope, model);
   };
   if (scaling && (scaling->has("full_attention") || scaling->has("sliding_attention"))) {
     if (auto full = scaling->object("full_attention")) read(*full, ropes.full);

@@ -1,6 +1,5 @@
 #include "models/hf_config.hpp"
 
-#include <algorithm>
 #include <array>
 #include <fstream>
 #include <iterator>
@@ -16,7 +15,7 @@ namespace {
 using nlohmann::json;
 
 // Fields that change neither what is cached nor how large a weight is.
-constexpr std::array<std::string_view, 71> kWithoutEffect{
+constexpr auto kWithoutEffect = std::to_array<std::string_view>({
     "_name_or_path", "activation_function", "architectures", "attention_dropout", "attn_implementation", "attn_pdrop",
     "attn_logit_softcapping", "auto_map", "aux_loss_alpha", "bos_token_id", "cache_implementation", "clip_qkv",
     "cls_token_id", "dropout", "embd_pdrop", "emb_pdrop", "embedding_fraction", "eos_token_id", "ep_size",
@@ -25,15 +24,15 @@ constexpr std::array<std::string_view, 71> kWithoutEffect{
     "layer_norm_eps", "layer_norm_epsilon", "learned_pos_emb", "logit_scale", "mlp_dropout", "model_type",
     "moe_renormalize", "moe_router_activation_func", "n_group", "norm_eps", "norm_topk_prob", "norm_type",
     "num_expert_group", "num_hidden_groups", "num_nextn_predict_layers", "output_attentions", "output_hidden_states",
-    "output_router_logits", "pad_token_id", "pretraining_tp", "problem_type", "resid_pdrop", "return_dict",
+    "output_router_logits", "pad_token_id", "pretraining_tp", "problem_type", "qk_head_dim", "resid_pdrop", "return_dict",
     "rms_norm_eps", "rotary", "routed_scaling_factor", "router_aux_loss_coef", "router_jitter_noise", "scale_attn_weights",
     "scoring_func", "seq_aux", "summary_type", "swiglu_limit", "task_specific_params", "tokenizer_class", "topk_group",
-    "transformers_version", "unsloth_fixed", "use_cache", "use_grouped_topk", "verbose"};
+    "transformers_version", "unsloth_fixed", "use_cache", "use_grouped_topk", "verbose"});
 
 // Fields of models whose caches this import cannot describe.
-constexpr std::array<std::string_view, 9> kOtherArchitectures{
+constexpr auto kOtherArchitectures = std::to_array<std::string_view>({
     "ssm_cfg", "mamba_d_state", "mamba_num_heads", "state_size", "ssm_state_size", "hybrid_override_pattern",
-    "attn_layer_period", "compress_ratios", "rwkv_version"};
+    "attn_layer_period", "compress_ratios", "rwkv_version"});
 
 // What gemma3_text configs leave out, because the published modelling code defaults to it.
 const json& gemma3_defaults() {
@@ -43,9 +42,15 @@ const json& gemma3_defaults() {
   return defaults;
 }
 
+constexpr int kMaxDepth = 32;                  // copies and prints of deeper JSON would exhaust the stack
+constexpr std::uintmax_t kMaxFileBytes = 16 << 20;
+
 json parse(std::string_view text, std::string_view origin) {
   try {
-    return json::parse(text);
+    return json::parse(text, [&](int depth, json::parse_event_t, json&) {
+      if (depth > kMaxDepth) throw InvalidArgument(cat(origin, " nests its values deeper than ", kMaxDepth, " levels"));
+      return true;
+    });
   } catch (const json::parse_error& e) {
     throw InvalidArgument(cat(origin, " is not JSON: the text stops making sense at byte ", e.byte));
   }
@@ -88,16 +93,16 @@ Dims import_dims(Fields& config, const Family& family, Model& model) {
   Dims d;
   d.hidden = config.required({"hidden_size", "n_embd", "d_model"}, 1, kMaxWidth);
   d.layers = static_cast<int>(config.required({"num_hidden_layers", "n_layer", "n_layers"}, 1, kMaxLayers));
-  d.q_heads = static_cast<int>(config.required({"num_attention_heads", "n_head", "n_heads"}, 1, kMaxWidth));
-  d.vocabulary = config.required({"vocab_size"}, 1, kMaxWidth);
+  d.q_heads = static_cast<int>(config.required({"num_attention_heads", "n_head", "n_heads"}, 1, kMaxHeads));
+  d.vocabulary = config.required({"vocab_size"}, 1, kMaxVocabulary);
   const bool latent = config.has("kv_lora_rank");
-  const auto kv_heads = config.any({"num_key_value_heads", "n_head_kv"}, 1, kMaxWidth);
+  const auto kv_heads = config.any({"num_key_value_heads", "n_head_kv"}, 1, kMaxHeads);
   d.kv_heads = static_cast<int>(kv_heads.value_or(d.q_heads));
   if (!kv_heads && !latent && family.gated)
     model.warnings.push_back(cat("field num_key_value_heads is absent; one for each of ", d.q_heads, " query heads is assumed"));
   if (d.q_heads % d.kv_heads != 0)
     throw InvalidArgument(cat("num_attention_heads is ", d.q_heads, ", must be a multiple of num_key_value_heads (", d.kv_heads, ")"));
-  if (const auto given = config.integer("head_dim", 1, kMaxWidth)) {
+  if (const auto given = config.integer("head_dim", 1, kMaxHeadDim)) {
     d.head_dim = static_cast<int>(*given);
   } else if (!latent) {
     if (d.hidden % d.q_heads != 0)
@@ -105,6 +110,7 @@ Dims import_dims(Fields& config, const Family& family, Model& model) {
                                 ") where head_dim is absent"));
     d.head_dim = static_cast<int>(d.hidden / d.q_heads);
   }
+  check_all_heads("num_attention_heads", d.q_heads, d.head_dim);
   d.dtype = import_dtype(config, model.warnings);
   return d;
 }
@@ -133,96 +139,8 @@ void import_identity(Fields& config, std::string_view origin, Model& model) {
     model.published_parameters = published(*figures, "parameters");
     model.published_active_parameters = published(*figures, "active_parameters");
     model.published_kv_bytes_per_token = published(*figures, "kv_bytes_per_token");
+    model.published_kv_bytes_per_token_fp8_latent = published(*figures, "kv_bytes_per_token_fp8_latent");
     model.published_elsewhere = figures->integer("parameters_outside_text", 0, INT64_MAX).value_or(0);
-  }
-}
-
-// Puts a layer into the class of equal rows, or opens one.
-void add_layer(CacheShape& cache, LayerClass row, int layer, bool owns_rows) {
-  for (LayerClass& c : cache.classes) {
-    LayerClass bare = c;
-    bare.layers.clear();
-    bare.readers.clear();
-    if (bare != row) continue;
-    (owns_rows ? c.layers : c.readers).push_back(layer);
-    return;
-  }
-  if (!owns_rows)
-    throw InvalidArgument(cat("num_kv_shared_layers makes layer ", layer, " read rows that no earlier layer of its kind keeps"));
-  row.layers.push_back(layer);
-  cache.classes.push_back(std::move(row));
-}
-
-void add_to_group(std::vector<LayerGroup>& groups, LayerGroup layer, int index) {
-  for (LayerGroup& g : groups) {
-    layer.layers = g.layers;
-    if (layer != g) continue;
-    g.layers.push_back(index);
-    return;
-  }
-  layer.layers = {index};
-  groups.push_back(std::move(layer));
-}
-
-// 1 where a layer rotates its keys; some models leave every fourth layer without positions.
-std::vector<std::int64_t> import_rotating(Fields& config, int layers) {
-  auto given = config.integers("no_rope_layers", 0, 1);
-  config.ignore("no_rope_layer_interval");
-  if (!given) return std::vector<std::int64_t>(static_cast<std::size_t>(layers), 1);
-  if (given->size() != static_cast<std::size_t>(layers))
-    throw InvalidArgument(cat("no_rope_layers has ", given->size(), " entries, must have num_hidden_layers (", layers, ")"));
-  return *given;
-}
-
-void import_layers(Fields& config, const Family& family, const Dims& dims, Model& model) {
-  const std::vector<LayerKind> kinds = import_layer_kinds(config, family, dims.layers);
-  const auto any = [&](LayerKind k) { return std::find(kinds.begin(), kinds.end(), k) != kinds.end(); };
-  const Attention attention = import_attention(config, family, dims, model);
-  const Linear linear = any(LayerKind::linear) ? import_linear(config, dims) : Linear{};
-  const Ffn ffn = import_ffn(config, family, dims);
-  Tokens window{0};
-  if (const auto given = config.integer("sliding_window", 1, kMaxContext)) window = Tokens(*given);
-  if (any(LayerKind::sliding) && window.value == 0)
-    throw InvalidArgument(cat("sliding_window is missing, must be an integer from 1 to ", kMaxContext,
-                              " where layers see a window"));
-
-  const bool latent = attention.row.kind == RowKind::latent;
-  const int first = latent ? attention.row.v_dim : 0;
-  const int rotary_width = latent ? attention.row.k_dim - first : dims.head_dim;
-  Ropes ropes = import_ropes(config, family, {.rotary_width = rotary_width, .first_channel = first}, model);
-  bool alibi = config.boolean("alibi").value_or(false);
-  if (auto attn = config.object("attn_config")) {  // MPT keeps it here
-    alibi = attn->boolean("alibi").value_or(alibi);
-    if (attn->integer("kv_n_heads", 1, kMaxWidth).value_or(dims.q_heads) != dims.q_heads)
-      throw Unsupported("attn_config.kv_n_heads differs from n_heads, must be equal in an mpt config");
-  } else if (family.model_type == "mpt") {
-    alibi = true;  // its modelling code defaults to it
-  }
-  const bool without_rotation = alibi || config.boolean("mla_use_nope").value_or(false);
-  if (without_rotation) ropes.full = ropes.sliding = RopeSpec{};
-
-  const std::vector<std::int64_t> rotating = import_rotating(config, dims.layers);
-  const std::int64_t shared = config.integer("num_kv_shared_layers", 0, dims.layers - 1).value_or(0);
-  for (int l = 0; l < dims.layers; ++l) {
-    const auto i = static_cast<std::size_t>(l);
-    const bool owns_rows = l < dims.layers - shared || kinds[i] == LayerKind::linear;
-    LayerClass row = kinds[i] == LayerKind::linear ? linear.row : attention.row;
-    if (kinds[i] != LayerKind::linear) {
-      row.rope = kinds[i] == LayerKind::sliding ? ropes.sliding : ropes.full;
-      if (rotating[i] == 0) row.rope = RopeSpec{};
-      row.alibi = alibi;
-      if (kinds[i] == LayerKind::sliding) row.window = window;
-    }
-    add_layer(model.cache, std::move(row), l, owns_rows);
-
-    LayerGroup group = ffn.is_sparse[i] ? ffn.experts : ffn.dense;
-    const Weights& mixer = kinds[i] == LayerKind::linear ? linear.weights
-                           : owns_rows                   ? attention.weights
-                                                         : attention.without_kv;
-    group.matrices.insert(group.matrices.begin(), mixer.matrices.begin(), mixer.matrices.end());
-    group.vectors.insert(group.vectors.begin(), mixer.vectors.begin(), mixer.vectors.end());
-    group.vectors.push_back({"norms", family.norms * dims.hidden * (family.layer_norm_bias ? 2 : 1)});
-    add_to_group(model.groups, std::move(group), l);
   }
 }
 
@@ -291,6 +209,8 @@ Model import_config_file(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file || std::filesystem::is_directory(path))
     throw IoError(cat(path.string(), " cannot be read, must be a config.json file"));
+  if (const std::uintmax_t bytes = std::filesystem::file_size(path); bytes > kMaxFileBytes)
+    throw InvalidArgument(cat(path.string(), " has ", bytes, " bytes, must have at most ", kMaxFileBytes));
   const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   try {
     return import_config(text, path.string());

@@ -1,5 +1,6 @@
 #include "models/model.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 
@@ -77,16 +78,18 @@ Bytes kv_bytes_per_token(const Model& model) {
   return growth(model, [width](const LayerClass& c) { return c.values_per_token() * width; });
 }
 
+bool has_latent_rows(const Model& model) {
+  const auto& classes = model.cache.classes;
+  return std::any_of(classes.begin(), classes.end(), [](const LayerClass& c) { return c.kind == RowKind::latent; });
+}
+
 Bytes kv_bytes_per_token_fp8_latent(const Model& model) {
-  bool any = false;
+  if (!has_latent_rows(model))
+    throw Unsupported(cat("model is ", model.slug, ", must keep latent rows (MLA) for the fp8 latent layout"));
   const std::int64_t width = bytes_of(model.cache.dtype);
-  const Bytes total = growth(model, [&](const LayerClass& c) {
-    if (c.kind != RowKind::latent) return c.values_per_token() * width;
-    any = true;
-    return fp8_latent_row(c);
+  return growth(model, [width](const LayerClass& c) {
+    return c.kind == RowKind::latent ? fp8_latent_row(c) : c.values_per_token() * width;
   });
-  if (!any) throw Unsupported(cat("model is ", model.slug, ", must keep latent rows (MLA) for the fp8 latent layout"));
-  return total;
 }
 
 Bytes fixed_cache_bytes(const Model& model) {

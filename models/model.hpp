@@ -83,8 +83,6 @@ struct Model {
   bool tied_embeddings = false;
   bool qkv_bias = false;
   bool qk_norm = false;             // keys and queries are normalised per head before RoPE
-  double query_scalar = 0.0;        // q.k is multiplied by 1/sqrt(query_scalar)
-  double mscale_all_dim = 0.0;      // YaRN of DeepSeek: q.k also by (0.1 * mscale_all_dim * ln(factor) + 1)^2; 0 = not
   double score_softcap = 0.0;       // scores pass cap * tanh(score / cap); 0 = not
   std::vector<LayerGroup> groups;   // every layer is in one
   std::vector<MatMul> ends;         // embedding and lm_head
@@ -93,6 +91,7 @@ struct Model {
   std::optional<PublishedFigure> published_parameters;
   std::optional<PublishedFigure> published_active_parameters;
   std::optional<PublishedFigure> published_kv_bytes_per_token;
+  std::optional<PublishedFigure> published_kv_bytes_per_token_fp8_latent;
   std::int64_t published_elsewhere = 0;  // of published_parameters: weights outside this text decoder (a vision tower)
   std::vector<std::string> warnings;     // what the import did not understand or had to assume
 };
@@ -112,6 +111,9 @@ Bytes kv_bytes_per_token(const Model& model);
 /// The same with latent rows in the 8-bit layout of FlashMLA: e4m3 latent, one fp32 scale for each 128 values, RoPE in
 /// 16 bits. throws Unsupported when no layer keeps a latent row.
 Bytes kv_bytes_per_token_fp8_latent(const Model& model);
+
+/// Whether any layer keeps a latent row.
+bool has_latent_rows(const Model& model);
 
 /// Bytes of a sequence that do not grow: full windows and recurrent states.
 Bytes fixed_cache_bytes(const Model& model);

@@ -47,7 +47,7 @@ struct Serving {
     Works works = Works::yes;
     const char* reason = "";
   };
-  Answer prefix_cache, paged_cache, chunked_prefill, cuda_graphs, tensor_parallelism, speculation, multi_turn;
+  Answer prefix_cache{}, paged_cache{}, chunked_prefill{}, cuda_graphs{}, tensor_parallelism{}, speculation{}, multi_turn{};
 };
 
 /// Where the method can be switched on today.

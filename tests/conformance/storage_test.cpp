@@ -1,0 +1,215 @@
+// What every cache promises about its bytes: counted = formula, saved = restored, no shadow copy, refused = unchanged.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/errors.hpp"
+#include "core/parallel.hpp"
+#include "reference/compose/recipe.hpp"
+#include "reference/registry.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/scenario.hpp"
+
+using namespace kvatlas;
+using namespace kvatlas::test;
+
+namespace {
+
+/// Component by component, the counted ledger against the formula's.
+void require_equal(const Ledger& counted, const Ledger& formula) {
+  for (const Ledger* from : {&counted, &formula})
+    for (const LedgerEntry& e : from->entries()) {
+      CAPTURE(e.component, name_of(e.side));
+      REQUIRE(counted.of(e.component, e.side).value == formula.of(e.component, e.side).value);
+    }
+  REQUIRE(counted.total().value == formula.total().value);
+}
+
+}  // namespace
+
+#ifndef KVATLAS_POISON_FORMULAS
+TEST_CASE("the ledger formula equals the sum of live buffers, before and after the prompt ends and at every step", "[conformance]") {
+  for (const Method* m : cached_methods())
+    for (int attempt = 0; attempt < draws(); ++attempt) {
+      const Scenario s = draw(*m, static_cast<std::uint64_t>(attempt));
+      CAPTURE(s.describe());
+      const auto cache = open_cache(s);
+      Bytes before_end{0};
+      run_prompt(*cache, s, [&] { before_end = count_ledger(cache->buffers()).total(); });
+      {
+        const Ledger formula = formula_ledger(*m, s.row, s.shape, s.history(0), cache->content_counts());
+        require_equal(count_ledger(cache->buffers()), formula);
+        REQUIRE(before_end.value == formula.prefill().value);
+      }
+      for (std::int64_t step = 0; step < s.decode; ++step) {
+        run_decode(*cache, s, step, 1);
+        if (step + 1 == s.decode || step % 3 == 0)
+          require_equal(count_ledger(cache->buffers()), formula_ledger(*m, s.row, s.shape, s.history(step + 1), cache->content_counts()));
+      }
+      const LayerClass& c = s.shape.classes.front();
+      for (const int layer : c.layers)
+        for (int h = 0; h < c.kv_heads; ++h) REQUIRE(cache->kept(layer, h) <= Tokens(s.prompt + s.decode));
+    }
+}
+#endif
+
+TEST_CASE("a cache loaded from saved buffers continues with the same bits", "[conformance]") {
+  for (const Method* m : cached_methods())
+    for (int attempt = 0; attempt < std::max(1, draws() / 20); ++attempt) {
+      Scenario s = draw(*m, static_cast<std::uint64_t>(attempt) + 100000);
+      CAPTURE(s.describe());
+      auto cache = open_cache(s);
+      run_prompt(*cache, s);
+      run_decode(*cache, s, 0, s.decode);
+      const auto saved = cache->buffers();
+      const auto expected = run_decode(*cache, s, s.decode, 8);
+      const auto after = cache->buffers();
+      cache.reset();
+      const auto fresh = open_cache(s);
+      fresh->load(saved);
+      REQUIRE(run_decode(*fresh, s, s.decode, 8) == expected);
+      REQUIRE(digest(fresh->buffers()) == digest(after));
+    }
+}
+
+TEST_CASE("flipping bits of any buffer changes an output bit or is refused", "[conformance]") {
+  for (const Method* m : cached_methods())
+    for (int attempt = 0; attempt < std::max(1, draws() / 100); ++attempt) {
+      Scenario s = draw(*m, static_cast<std::uint64_t>(attempt) + 200000);
+      s.prompt = std::max<std::int64_t>(s.prompt, 40);
+      s.chunk = s.prompt;
+      CAPTURE(s.describe());
+      const auto cache = open_cache(s);
+      run_prompt(*cache, s);
+      run_decode(*cache, s, 0, s.decode);
+      const auto saved = cache->buffers();
+      const auto expected = run_decode(*cache, s, s.decode, 8);
+      for (std::size_t b = 0; b < saved.size(); ++b) {
+        if (saved[b].bytes.empty()) continue;
+        CAPTURE(saved[b].name);
+        Random random(s.seed + b);
+        bool noticed = false;
+        for (int tries = 0; tries < 64 && !noticed; ++tries) {
+          auto flipped = saved;
+          auto& byte = flipped[b].bytes[static_cast<std::size_t>(random.below(static_cast<std::int64_t>(flipped[b].bytes.size())))];
+          byte ^= static_cast<std::byte>(1U << random.below(8));
+          const auto fresh = open_cache(s);
+          try {
+            fresh->load(flipped);
+            noticed = run_decode(*fresh, s, s.decode, 8) != expected;
+          } catch (const InvalidArgument&) {
+            noticed = true;
+          }
+        }
+        REQUIRE(noticed);
+      }
+    }
+}
+
+TEST_CASE("one and two threads give the same bits", "[conformance]") {
+  for (const Method* m : cached_methods())
+    for (int attempt = 0; attempt < std::max(1, draws() / 50); ++attempt) {
+      const Scenario s = draw(*m, static_cast<std::uint64_t>(attempt) + 300000);
+      CAPTURE(s.describe());
+      std::vector<std::uint64_t> seen;
+      for (const int n : {1, 2}) {
+        set_threads(n);
+        const auto cache = open_cache(s);
+        auto bits = run_prompt(*cache, s);
+        const auto more = run_decode(*cache, s, 0, s.decode);
+        bits.insert(bits.end(), more.begin(), more.end());
+        seen.push_back(digest(bits) ^ digest(cache->buffers()));
+      }
+      set_threads(2);
+      REQUIRE(seen[0] == seen[1]);
+    }
+}
+
+TEST_CASE("a refused step leaves the cache as it was", "[conformance]") {
+  for (const Method* m : cached_methods()) {
+    Scenario s = draw(*m, 400000);
+    CAPTURE(s.describe());
+    const auto cache = open_cache(s);
+    run_prompt(*cache, s);
+    const std::uint64_t before = digest(cache->buffers());
+    const LayerClass& c = s.shape.classes.front();
+    const int layer = c.layers.front();
+    Array out({c.q_heads, 1, c.v_dim});
+    for (int which = 0; which < 3; ++which) {
+      Inputs bad = inputs_for(s.shape, layer, s.prompt, 1, s.seed);
+      (which == 0 ? bad.q : which == 1 ? bad.k : bad.v).values()[0] = std::numeric_limits<float>::quiet_NaN();
+      try {
+        cache->forward(layer, bad.step(), out.view());
+        FAIL("NaN was accepted");
+      } catch (const InvalidArgument& e) {
+        REQUIRE_THAT(std::string(e.what()), Catch::Matchers::Contains("must be finite"));
+      }
+    }
+    const Inputs good = inputs_for(s.shape, layer, s.prompt, 1, s.seed);
+    Array wrong({c.q_heads, 1, c.v_dim + 1});
+    REQUIRE_THROWS_AS(cache->forward(layer, good.step(), wrong.view()), InvalidArgument);
+    REQUIRE_THROWS_AS(cache->forward(99, good.step(), out.view()), InvalidArgument);
+    StepInput short_k = good.step();
+    short_k.k = short_k.k.slice(2, 0, c.k_dim - 1);
+    REQUIRE_THROWS_AS(cache->forward(layer, short_k, out.view()), InvalidArgument);
+    REQUIRE(digest(cache->buffers()) == before);
+    REQUIRE_THROWS_AS(cache->load({}), InvalidArgument);
+  }
+}
+
+TEST_CASE("crop restores the cache that never saw the tokens, or refuses and changes nothing", "[conformance]") {
+  for (const Method* m : cached_methods())
+    for (int attempt = 0; attempt < std::max(1, draws() / 50); ++attempt) {
+      const Scenario s = draw(*m, static_cast<std::uint64_t>(attempt) + 500000);
+      CAPTURE(s.describe());
+      const auto cache = open_cache(s);
+      run_prompt(*cache, s);
+      const std::uint64_t before = digest(cache->buffers());
+      run_decode(*cache, s, 0, 3);
+      const std::uint64_t drafted = digest(cache->buffers());
+      try {
+        cache->crop(Tokens(s.prompt));
+        REQUIRE(digest(cache->buffers()) == before);
+      } catch (const Unsupported&) {
+        REQUIRE(digest(cache->buffers()) == drafted);
+      }
+    }
+}
+
+TEST_CASE("where the record says so, a setting that holds everything equals the full cache bit for bit", "[conformance]") {
+  const Method& full = find_method("full");
+  for (const Method* m : cached_methods()) {
+    if (m->exact_when == nullptr) continue;
+    for (int attempt = 0; attempt < std::max(1, draws() / 50); ++attempt) {
+      Scenario s = draw(*m, static_cast<std::uint64_t>(attempt) + 600000);
+      s.row = parse_choice(m->exact_when[0] == '\0' ? std::string(m->slug) : cat(m->slug, ":", m->exact_when)).row;
+      if (why_not(*m, s.row, s.shape)) continue;
+      CAPTURE(s.describe());
+      Scenario plain = s;
+      plain.method = &full;
+      plain.row = {};
+      const auto cache = open_cache(s), reference = open_cache(plain);
+      REQUIRE(run_prompt(*cache, s) == run_prompt(*reference, plain));
+      REQUIRE(run_decode(*cache, s, 0, s.decode) == run_decode(*reference, plain, 0, s.decode));
+    }
+  }
+}
+
+TEST_CASE("chunked prefill gives the bits of the whole prompt where the record says that it works", "[conformance]") {
+  for (const Method* m : cached_methods()) {
+    if (m->serving.chunked_prefill.works != Works::yes) continue;
+    for (int attempt = 0; attempt < std::max(1, draws() / 50); ++attempt) {
+      Scenario s = draw(*m, static_cast<std::uint64_t>(attempt) + 700000);
+      CAPTURE(s.describe());
+      std::vector<std::uint64_t> seen;
+      for (const std::int64_t chunk : {s.prompt, std::int64_t{1}, std::max<std::int64_t>(1, s.prompt / 3)}) {
+        s.chunk = chunk;
+        const auto cache = open_cache(s);
+        run_prompt(*cache, s);
+        seen.push_back(digest(run_decode(*cache, s, 0, 4)) ^ digest(cache->buffers()));
+      }
+      REQUIRE(seen[0] == seen[1]);
+      REQUIRE(seen[0] == seen[2]);
+    }
+  }
+}

@@ -1,0 +1,109 @@
+#include "reference/compose/recipe.hpp"
+
+#include "core/errors.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/scenario.hpp"
+
+using namespace kvatlas;
+using namespace kvatlas::test;
+
+namespace {
+
+std::string refusal(const std::string& text) {
+  try {
+    Recipe::parse(text);
+  } catch (const InvalidArgument& e) {
+    return e.what();
+  }
+  return "";
+}
+
+CacheShape small_shape() { return uniform_shape(6, 4, 2, 64, Dtype::bf16, {.rotary_dim = 64}); }
+
+/// Output bits of a prompt and some steps under a recipe.
+std::pair<std::vector<std::uint32_t>, Ledger> run(const std::string& text, const CacheShape& shape) {
+  const auto cache = Recipe::parse(text).bind(shape).open();
+  Scenario s{.method = nullptr, .shape = shape, .row = {}, .prompt = 70, .chunk = 70, .decode = 5, .seed = 11};
+  auto bits = run_prompt(*cache, s);
+  const auto more = run_decode(*cache, s, 0, 5);
+  bits.insert(bits.end(), more.begin(), more.end());
+  return {bits, count_ledger(cache->buffers())};
+}
+
+}  // namespace
+
+TEST_CASE("a recipe has one canonical text however it was written", "[unit]") {
+  CHECK(Recipe::parse("full").canonical() == "full");
+  CHECK(Recipe::parse("kivi:bits=2").canonical() == Recipe::parse("kivi").canonical());
+  CHECK(Recipe::parse("kivi:residual_window=64,bits=4").canonical() == "kivi:bits=4,residual_window=64");
+  CHECK(Recipe::parse("k=kivi:bits=2;v=kivi:bits=4").canonical() == "k=kivi;v=kivi:bits=4");
+  CHECK(Recipe::parse("k=kivi:bits=4;v=kivi:bits=4").canonical() == "kivi:bits=4");
+  CHECK(Recipe::parse("layers=0-1,last2:full;*:kivi:bits=4").canonical() == "layers=0-1,last2:full;*:kivi:bits=4");
+  CHECK(Recipe::parse("first2:full;*:kivi").canonical() == "first2:full;*:kivi");
+  CHECK(Recipe::parse("sinks=4:full;*:kivi").canonical() == "sinks=4:full;kivi");
+  CHECK(Recipe::parse(Recipe::parse("sinks=4:full;recent=32:full;kivi:bits=4").canonical()).canonical() == "sinks=4:full;recent=32:full;kivi:bits=4");
+  CHECK(Recipe::parse("vllm:fp8").canonical() == "fp8_kv");
+}
+
+TEST_CASE("every wrong recipe gets one sentence that names the text and what is allowed", "[unit]") {
+  CHECK(refusal("kivy") == "\"kivy\": unknown method; did you mean \"kivi\"?");
+  CHECK(refusal("kivi:bit=2") == "\"bit\": unknown parameter of kivi; did you mean \"bits\"?");
+  CHECK(refusal("full:bits=2") == "full: \"bits\" is no parameter; the method has none");
+  CHECK(refusal("kivi:bits") == "kivi: bits lacks a value, write bits=VALUE");
+  CHECK(refusal("kivi:bits=many").starts_with("kivi: bits is \"many\", must be "));
+  CHECK(refusal("vllm:fp9") == "\"vllm:fp9\": unknown preset; did you mean \"vllm:fp8\"?");
+  CHECK(refusal("layers=2-1:full;*:kivi") == "layers is \"2-1\", must be A-B, a number, firstN, lastN, windowed, global or *");
+  CHECK(refusal("k=kivi;k=full") == "method names k= twice");
+  CHECK(refusal("k=kivi;*:full") == "method mixes k=/v= with rules by layer; use one of the two");
+  CHECK(refusal("sinks=x:full;kivi") == "rule is \"sinks=x:full\", must be sinks=N:full or recent=N:full");
+  CHECK(refusal("") == "method is \"\", must not have an empty rule");
+  CHECK(refusal("sinks=4:full") == "method is \"sinks=4:full\", must name a method");
+}
+
+TEST_CASE("rules by layer: each layer follows its rule, bytes add up", "[unit]") {
+  const CacheShape shape = small_shape();
+  const auto [full_bits, full_ledger] = run("full", shape);
+  const auto [mixed_bits, mixed_ledger] = run("layers=0-1,last2:full;*:fp8_kv", shape);
+  CHECK(mixed_bits != full_bits);
+  const auto [all_full_bits, all_full_ledger] = run("layers=0-5:full;*:fp8_kv", shape);
+  CHECK(all_full_bits == full_bits);
+  CHECK(all_full_ledger.total() == full_ledger.total());
+  const History h{.prompt = Tokens(70), .generated = Tokens(5), .chunk = Tokens(70)};
+  CHECK(Recipe::parse("layers=0-1,last2:full;*:fp8_kv").bind(shape).ledger(h).total() == mixed_ledger.total());
+  CHECK(Recipe::parse("layers=0-1:full").why_not(shape) == "layer 2 matches no rule; end the rules with *:METHOD");
+}
+
+TEST_CASE("keys and values apart: each side has its own bytes, formula equals buffers", "[unit]") {
+  const CacheShape shape = small_shape();
+  const History h{.prompt = Tokens(70), .generated = Tokens(5), .chunk = Tokens(70)};
+  for (const std::string text : {"k=full;v=fp8_kv", "k=fp8_kv;v=full", "k=kivi:residual_window=32;v=fp8_kv", "v=kivi:bits=4,residual_window=32"}) {
+    CAPTURE(text);
+    const auto [bits, counted] = run(text, shape);
+    const BoundRecipe bound = Recipe::parse(text).bind(shape);
+    const Ledger formula = bound.ledger(h);
+    CHECK(counted.total(Side::key) == formula.total(Side::key));
+    CHECK(counted.total(Side::value) == formula.total(Side::value));
+    CHECK(bound.decode_plan(h).read_bytes() > 0);
+  }
+  CHECK(Recipe::parse("k=snapkv;v=full").why_not(shape) ==
+        "snapkv codes keys and values together; sides, sinks= and recent= need methods that code them apart");
+}
+
+TEST_CASE("plain sinks and recent tokens are counted and attended exactly", "[unit]") {
+  const CacheShape shape = small_shape();
+  const History h{.prompt = Tokens(70), .generated = Tokens(5), .chunk = Tokens(70)};
+  const auto [bits, counted] = run("sinks=4:full;recent=16:full;fp8_kv", shape);
+  const Ledger formula = Recipe::parse("sinks=4:full;recent=16:full;fp8_kv").bind(shape).ledger(h);
+  CHECK(counted.of("edge_rows", Side::key).value == 20 * 2 * 64 * 2 * 6);
+  CHECK(counted.total() == formula.total());
+  const auto [all_recent, unused] = run("recent=4096:full;fp8_kv", shape);
+  CHECK(all_recent == run("full", shape).first);
+}
+
+TEST_CASE("a preset is its recipe, every preset parses", "[unit]") {
+  for (const Preset& p : presets()) {
+    CAPTURE(p.name);
+    CHECK(Recipe::parse(p.name).canonical() == Recipe::parse(p.recipe).canonical());
+    CHECK(!p.source.empty());
+  }
+}
