@@ -3,13 +3,13 @@
 #pragma once
 
 #include <functional>
-#include <map>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "core/code_format.hpp"
+#include "core/io/tensor.hpp"
 #include "reference/cache.hpp"
 
 namespace kvatlas {
@@ -119,13 +119,6 @@ struct SpeculationOptions {
   float temperature = 1.0F;
   std::uint64_t seed = 0;
 };
-
-/// Named float matrices and vectors: trained parts, weights, calibration activations.
-struct NamedTensor {
-  std::vector<std::int64_t> dims;
-  std::vector<float> values;
-};
-using TensorMap = std::map<std::string, NamedTensor, std::less<>>;
 
 /// What a method may ask for beside its parameters.
 struct OpenInputs {

@@ -41,6 +41,7 @@ struct Deployment {
   double gpu_memory_utilization = 0.9;
   Tokens chunk{8192};                   // tokens of one prefill chunk
   bool released_plan = false;           // cost the released code's plan instead of the ideal one
+  bool warm_cache = false;              // reads that fit L2 run at L2 speed; a model's other layers evict them, so off
 };
 
 /// One decode step of a batch, flat: what a sweep stores a million times.
@@ -106,6 +107,8 @@ struct WorkloadFigures {
   std::string why_not;          // the sentence when it is not
 };
 
+class StepModel;
+
 /// Immutable after construction, safe to share between threads.
 class Evaluator {
  public:
@@ -128,8 +131,8 @@ class Evaluator {
   double size_factor(Tokens context) const;
 
  private:
-  struct Prepared;
-  std::unique_ptr<const Prepared> prepared_;
+  const StepModel& model() const { return *model_; }
+  std::unique_ptr<const StepModel> model_;
 };
 
 /// Sentence when the deployment cannot exist, nothing otherwise; the value form of the constructor's exceptions.

@@ -1,6 +1,7 @@
 // GPU descriptions as data: every figure with its source, what-if changes on any figure.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -39,6 +40,19 @@ struct Gpu {
   Figure usd_per_hour;               // assumed price, labelled so
 };
 
+/// What a figure measures; decides which units a change may use.
+enum class FigureKind : std::uint8_t { count, bytes, bandwidth, flops, seconds, hertz, watts, fraction, usd_per_hour };
+
+/// One figure as every door names it: "hbm_bandwidth", or a shorter name ("bandwidth").
+struct FigureField {
+  std::string_view key;
+  std::string_view short_key;  // a second accepted name; empty = none
+  FigureKind kind;
+  Figure Gpu::* member;
+};
+std::span<const FigureField> figure_fields();
+
+/// Every shipped GPU, ordered by slug.
 std::span<const Gpu> all_gpus();
 
 /// By slug or alias, case-insensitive; throws InvalidArgument with a suggestion.
