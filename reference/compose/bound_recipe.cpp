@@ -28,6 +28,15 @@ Ledger only_side(const Ledger& from, Side side) {
   return out;
 }
 
+/// The store of one side under a rule, plain edges around it; null where the method codes both sides together.
+std::unique_ptr<SideStore> open_side_of(const Rule& r, const LayerClass& c, int layer, Side side, Dtype dtype, Tokens sinks, Tokens recent) {
+  const MethodChoice& m = side == Side::key ? r.key : r.value;
+  if (m.method->open_side == nullptr) return nullptr;
+  auto inner = m.method->open_side(m.row, c, layer, side, dtype);
+  if (sinks.value + recent.value == 0) return inner;
+  return std::make_unique<EdgeStore>(std::move(inner), c.kv_heads, side == Side::key ? c.k_dim : c.v_dim, side, dtype, sinks, recent);
+}
+
 /// Caches of several parts behind one door: every layer goes to the cache of its part.
 class LayeredCache final : public KvCache {
  public:
@@ -149,12 +158,8 @@ std::unique_ptr<KvCache> BoundRecipe::open(const OpenInputs& inputs) const {
       if (r.key.method->open == nullptr) throw Unsupported(cat(r.key.method->slug, " offers no cache of one sequence"));
       return r.key.method->open(r.key.row, p.shape, inputs);
     }
-    return std::make_unique<SideCache>(p.shape, [&](const LayerClass& c, int layer, Side side) -> std::unique_ptr<SideStore> {
-      const MethodChoice& m = side == Side::key ? r.key : r.value;
-      auto inner = m.method->open_side(m.row, c, layer, side, p.shape.dtype);
-      if (sinks_.value + recent_.value == 0) return inner;
-      return std::make_unique<EdgeStore>(std::move(inner), c.kv_heads, side == Side::key ? c.k_dim : c.v_dim, side,
-                                         p.shape.dtype, sinks_, recent_);
+    return std::make_unique<SideCache>(p.shape, [&](const LayerClass& c, int layer, Side side) {
+      return open_side_of(r, c, layer, side, p.shape.dtype, sinks_, recent_);
     });
   };
   if (parts_.size() == 1) return open_part(parts_[0]);
@@ -162,6 +167,14 @@ std::unique_ptr<KvCache> BoundRecipe::open(const OpenInputs& inputs) const {
   for (const Part& p : parts_)
     if (!p.plain_states) layered->add(open_part(p), p.shape);
   return layered;
+}
+
+std::unique_ptr<SideStore> BoundRecipe::open_side(int layer, Side side) const {
+  for (const Part& p : parts_)
+    for (const LayerClass& c : p.shape.classes)
+      if (!p.plain_states && std::ranges::find(c.layers, layer) != c.layers.end())
+        return open_side_of(p.rule, c, layer, side, p.shape.dtype, sinks_, recent_);
+  throw InvalidArgument(cat("layer is ", layer, ", must be a layer that caches rows"));
 }
 
 }  // namespace kvatlas
