@@ -25,6 +25,11 @@ void require_equal(const Ledger& counted, const Ledger& formula) {
   REQUIRE(counted.total().value == formula.total().value);
 }
 
+/// Scores that steer evictions: they change no output before the first one.
+bool only_steers(const Method& m, const NamedBuffer& b, bool holds_everything) {
+  return holds_everything && b.component != "rows" && std::ranges::find(m.needs, Need::attention_weights) != m.needs.end();
+}
+
 }  // namespace
 
 #ifndef KVATLAS_POISON_FORMULAS
@@ -84,8 +89,9 @@ TEST_CASE("flipping bits of any buffer changes an output bit or is refused", "[c
       run_decode(*cache, s, 0, s.decode);
       const auto saved = cache->buffers();
       const auto expected = run_decode(*cache, s, s.decode, 8);
+      const bool holds_everything = cache->kept(s.shape.classes.front().layers.front(), 0) == Tokens(s.prompt + s.decode + 8);
       for (std::size_t b = 0; b < saved.size(); ++b) {
-        if (saved[b].bytes.empty()) continue;
+        if (saved[b].bytes.empty() || only_steers(*m, saved[b], holds_everything)) continue;
         CAPTURE(saved[b].name);
         Random random(s.seed + b);
         bool noticed = false;
