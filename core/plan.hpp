@@ -52,6 +52,7 @@ struct KernelCall {
   Traffic traffic;                // per launch
   Operations operations;          // per launch
   std::int64_t items = 0;         // independent work items of a launch (sequence x kv head x span)
+  double even_items = 0;          // the same if all were as long as the longest one: the last of a row may be shorter
   std::int64_t sequences = 0;     // sequences of the batch
   double launches = 0;            // launches per step; below 1 for an event that happens every few steps
 

@@ -19,7 +19,8 @@ void add_layer(CacheShape& cache, LayerClass row, int layer, bool owns_rows) {
     return;
   }
   if (!owns_rows)
-    throw InvalidArgument(cat("num_kv_shared_layers makes layer ", layer, " read rows that no earlier layer of its kind keeps"));
+    throw InvalidArgument(
+        cat("num_kv_shared_layers makes layer ", layer, " read rows that no earlier layer of its kind keeps"));
   row.layers.push_back(layer);
   cache.classes.push_back(std::move(row));
 }
@@ -41,7 +42,8 @@ std::vector<std::int64_t> import_rotating(Fields& config, int layers) {
   config.ignore("no_rope_layer_interval");
   if (!given) return std::vector<std::int64_t>(static_cast<std::size_t>(layers), 1);
   if (given->size() != static_cast<std::size_t>(layers))
-    throw InvalidArgument(cat("no_rope_layers has ", given->size(), " entries, must have num_hidden_layers (", layers, ")"));
+    throw InvalidArgument(
+        cat("no_rope_layers has ", given->size(), " entries, must have num_hidden_layers (", layers, ")"));
   return *given;
 }
 
@@ -50,7 +52,8 @@ bool import_alibi(Fields& config, const Family& family, const Dims& dims, Model&
   const bool given = config.boolean("alibi").value_or(family.model_type == "mpt");
   auto attn = config.object("attn_config");
   if (!attn) return given;
-  for (const char* field : {"attn_impl", "attn_pdrop", "attn_uses_sequence_id", "clip_qkv", "prefix_lm"}) attn->ignore(field);
+  for (const char* field : {"attn_impl", "attn_pdrop", "attn_uses_sequence_id", "clip_qkv", "prefix_lm"})
+    attn->ignore(field);
   if (attn->integer("kv_n_heads", 1, kMaxHeads).value_or(dims.q_heads) != dims.q_heads ||
       attn->text("attn_type").value_or("multihead_attention") != "multihead_attention" ||
       attn->boolean("qk_ln").value_or(false))
@@ -71,8 +74,8 @@ void import_layers(Fields& config, const Family& family, const Dims& dims, Model
   Tokens window{0};
   if (const auto given = config.integer("sliding_window", 1, kMaxContext)) window = Tokens(*given);
   if (any(LayerKind::sliding) && window.value == 0)
-    throw InvalidArgument(cat("sliding_window is missing, must be an integer from 1 to ", kMaxContext,
-                              " where layers see a window"));
+    throw InvalidArgument(
+        cat("sliding_window is missing, must be an integer from 1 to ", kMaxContext, " where layers see a window"));
 
   const bool latent = attention.row.kind == RowKind::latent;
   const int first = latent ? attention.row.v_dim : 0;

@@ -26,7 +26,8 @@ Attention latent_attention(Fields& config, const Dims& dims) {
   const std::int64_t q_width = std::int64_t{dims.q_heads} * (nope + rope);
 
   Attention a;
-  a.row = LayerClass{.kind = RowKind::latent, .q_heads = dims.q_heads, .kv_heads = 1, .k_dim = latent + rope, .v_dim = latent};
+  a.row = LayerClass{
+      .kind = RowKind::latent, .q_heads = dims.q_heads, .kv_heads = 1, .k_dim = latent + rope, .v_dim = latent};
   auto& m = a.weights.matrices;
   auto& v = a.weights.vectors;
   if (q_rank) {
@@ -61,8 +62,8 @@ Attention latent_attention(Fields& config, const Dims& dims) {
 
 void check_all_heads(std::string_view heads_field, std::int64_t heads, std::int64_t head_dim) {
   if (heads * head_dim > kMaxAllHeads)
-    throw InvalidArgument(cat(heads_field, " is ", heads, " with ", head_dim, " channels each, must together be at most ",
-                              kMaxAllHeads));
+    throw InvalidArgument(
+        cat(heads_field, " is ", heads, " with ", head_dim, " channels each, must together be at most ", kMaxAllHeads));
 }
 
 Attention import_attention(Fields& config, const Family& family, const Dims& dims, Model& model) {
@@ -73,16 +74,24 @@ Attention import_attention(Fields& config, const Family& family, const Dims& dim
   const bool qk_norm = config.boolean("use_qk_norm").value_or(family.qk_norm);
   const std::int64_t q_width = std::int64_t{dims.q_heads} * dims.head_dim;
   const std::int64_t kv_width = std::int64_t{dims.kv_heads} * dims.head_dim;
-  const bool output_gate = family.model_type == "qwen3_next";  // q also makes a gate for each output channel
+  // Qwen3-Next's q also makes a gate for each output channel; later models say so in a field.
+  const bool output_gate = config.boolean("attn_output_gate").value_or(family.model_type == "qwen3_next");
 
   Attention a;
-  a.row = LayerClass{.q_heads = dims.q_heads, .kv_heads = dims.kv_heads, .k_dim = dims.head_dim, .v_dim = dims.head_dim,
+  a.row = LayerClass{.q_heads = dims.q_heads,
+                     .kv_heads = dims.kv_heads,
+                     .k_dim = dims.head_dim,
+                     .v_dim = dims.head_dim,
                      .attention_sink = family.sinks};
-  const MatMul q{.name = output_gate ? "q_and_gate" : "q", .n = output_gate ? 2 * q_width : q_width, .k = dims.hidden,
+  const MatMul q{.name = output_gate ? "q_and_gate" : "q",
+                 .n = output_gate ? 2 * q_width : q_width,
+                 .k = dims.hidden,
                  .bias = qkv_bias};
   const MatMul o{.name = "o", .n = dims.hidden, .k = q_width, .bias = o_bias};
-  a.weights.matrices = {q, {.name = "k", .n = kv_width, .k = dims.hidden, .bias = qkv_bias},
-                        {.name = "v", .n = kv_width, .k = dims.hidden, .bias = qkv_bias}, o};
+  a.weights.matrices = {q,
+                        {.name = "k", .n = kv_width, .k = dims.hidden, .bias = qkv_bias},
+                        {.name = "v", .n = kv_width, .k = dims.hidden, .bias = qkv_bias},
+                        o};
   a.without_kv.matrices = {q, o};
   if (qk_norm) {
     a.weights.vectors = {{"q_norm", dims.head_dim}, {"k_norm", dims.head_dim}};
@@ -97,7 +106,8 @@ Attention import_attention(Fields& config, const Family& family, const Dims& dim
   return a;
 }
 
-// States are kept in fp32 and the last taps of the short convolutions in the model's dtype, as the published kernels do.
+// States are kept in fp32 and the last taps of the short convolutions in the model's dtype, as the published kernels
+// do.
 Linear import_linear(Fields& config, const Dims& dims) {
   Linear out;
   auto& m = out.weights.matrices;
@@ -122,8 +132,11 @@ Linear import_linear(Fields& config, const Dims& dims) {
     add("gate_b", all, dim);
     add("o", dims.hidden, all);
     v = {{"conv", channels * taps}, {"decay", heads}, {"dt_bias", all}, {"o_norm", dim}};
-    out.row = LayerClass{.kind = RowKind::state, .q_heads = static_cast<int>(heads), .kv_heads = static_cast<int>(heads),
-                         .k_dim = static_cast<int>(dim), .v_dim = static_cast<int>(dim)};
+    out.row = LayerClass{.kind = RowKind::state,
+                         .q_heads = static_cast<int>(heads),
+                         .kv_heads = static_cast<int>(heads),
+                         .k_dim = static_cast<int>(dim),
+                         .v_dim = static_cast<int>(dim)};
   } else {
     const std::int64_t k_heads = config.required({"linear_num_key_heads"}, 1, kMaxHeads);
     const std::int64_t v_heads = config.required({"linear_num_value_heads"}, 1, kMaxHeads);
@@ -132,15 +145,19 @@ Linear import_linear(Fields& config, const Dims& dims) {
     check_all_heads("linear_num_value_heads", v_heads, std::max(k_dim, v_dim));
     taps = config.required({"linear_conv_kernel_dim"}, 1, 64);
     if (v_heads % k_heads != 0)
-      throw InvalidArgument(cat("linear_num_value_heads is ", v_heads, ", must be a multiple of linear_num_key_heads (", k_heads, ")"));
+      throw InvalidArgument(
+          cat("linear_num_value_heads is ", v_heads, ", must be a multiple of linear_num_key_heads (", k_heads, ")"));
     channels = 2 * k_heads * k_dim + v_heads * v_dim;
     state = v_heads * k_dim * v_dim;
     add("qkvz", channels + v_heads * v_dim, dims.hidden);
     add("beta_and_decay", 2 * v_heads, dims.hidden);
     add("o", dims.hidden, v_heads * v_dim);
     v = {{"conv", channels * taps}, {"decay", v_heads}, {"dt_bias", v_heads}, {"o_norm", v_dim}};
-    out.row = LayerClass{.kind = RowKind::state, .q_heads = static_cast<int>(v_heads), .kv_heads = static_cast<int>(k_heads),
-                         .k_dim = static_cast<int>(k_dim), .v_dim = static_cast<int>(v_dim)};
+    out.row = LayerClass{.kind = RowKind::state,
+                         .q_heads = static_cast<int>(v_heads),
+                         .kv_heads = static_cast<int>(k_heads),
+                         .k_dim = static_cast<int>(k_dim),
+                         .v_dim = static_cast<int>(v_dim)};
   }
   out.row.state = Bytes(state * 4 + channels * (taps - 1) * bytes_of(dims.dtype));
   return out;

@@ -21,27 +21,43 @@ constexpr std::array kFamilies{
     Family{.model_type = "qwen3_next", .qk_norm = true, .window = WindowRule::opt_in},
     Family{.model_type = "gemma", .tied = true},
     Family{.model_type = "gemma2", .norms = 4, .tied = true, .window = WindowRule::pattern, .window_pattern = 2},
-    Family{.model_type = "gemma3", .norms = 4, .tied = true, .qk_norm = true, .window = WindowRule::pattern,
+    Family{.model_type = "gemma3",
+           .norms = 4,
+           .tied = true,
+           .qk_norm = true,
+           .window = WindowRule::pattern,
            .window_pattern = 6},
-    Family{.model_type = "gemma3_text", .norms = 4, .tied = true, .qk_norm = true, .window = WindowRule::pattern,
+    Family{.model_type = "gemma3_text",
+           .norms = 4,
+           .tied = true,
+           .qk_norm = true,
+           .window = WindowRule::pattern,
            .window_pattern = 6},
-    Family{.model_type = "gpt_oss", .expert_bias = true, .sinks = true, .window = WindowRule::pattern,
+    Family{.model_type = "gpt_oss",
+           .expert_bias = true,
+           .sinks = true,
+           .window = WindowRule::pattern,
            .window_pattern = 2},
     Family{.model_type = "deepseek_v2", .layout = RopeLayout::interleaved},
     Family{.model_type = "deepseek_v3", .layout = RopeLayout::interleaved},
     Family{.model_type = "deepseek_v32", .layout = RopeLayout::interleaved},
     Family{.model_type = "kimi_k2", .layout = RopeLayout::interleaved},
     Family{.model_type = "kimi_linear", .layout = RopeLayout::interleaved},
-    Family{.model_type = "gptj", .norms = 1, .layer_norm_bias = true, .gated = false, .ffn_bias = true,
-           .head_bias = true, .layout = RopeLayout::interleaved},
+    Family{.model_type = "gptj",
+           .norms = 1,
+           .layer_norm_bias = true,
+           .gated = false,
+           .ffn_bias = true,
+           .head_bias = true,
+           .layout = RopeLayout::interleaved},
     Family{.model_type = "mpt", .gated = false, .tied = true},
 };
 
 }  // namespace
 
 const Family* find_family(std::string_view model_type) {
-  const auto it = std::find_if(kFamilies.begin(), kFamilies.end(),
-                               [&](const Family& f) { return f.model_type == model_type; });
+  const auto it =
+      std::find_if(kFamilies.begin(), kFamilies.end(), [&](const Family& f) { return f.model_type == model_type; });
   return it == kFamilies.end() ? nullptr : it;
 }
 

@@ -19,8 +19,13 @@ struct Shape {
 
 void add_ffn(LayerGroup& group, const Shape& s, bool gated, std::int64_t hidden) {
   const auto add = [&](const char* name, std::int64_t n, std::int64_t k) {
-    group.matrices.push_back(
-        {.name = s.prefix + name, .n = n, .k = k, .count = s.count, .active = s.active, .role = s.role, .bias = s.bias});
+    group.matrices.push_back({.name = s.prefix + name,
+                              .n = n,
+                              .k = k,
+                              .count = s.count,
+                              .active = s.active,
+                              .role = s.role,
+                              .bias = s.bias});
   };
   if (gated) add("gate", s.width, hidden);
   add("up", s.width, hidden);
@@ -61,8 +66,7 @@ Ffn import_ffn(Fields& config, const Family& family, const Dims& dims) {
                               : std::vector<bool>(static_cast<std::size_t>(dims.layers), false);
   const bool any_dense = std::find(out.is_sparse.begin(), out.is_sparse.end(), false) != out.is_sparse.end();
   if (any_dense) {
-    if (!width)
-      throw InvalidArgument(cat("intermediate_size is missing, must be an integer from 1 to ", kMaxWidth));
+    if (!width) throw InvalidArgument(cat("intermediate_size is missing, must be an integer from 1 to ", kMaxWidth));
     out.dense.ffn_width = *width;
     add_ffn(out.dense, {.width = *width, .bias = bias}, family.gated, dims.hidden);
   }
@@ -71,7 +75,8 @@ Ffn import_ffn(Fields& config, const Family& family, const Dims& dims) {
   const std::int64_t active =
       config.required({"num_experts_per_tok", "num_experts_per_token", "experts_per_token"}, 1, kMaxExperts);
   if (active > experts)
-    throw InvalidArgument(cat("num_experts_per_tok is ", active, ", must be at most the number of experts (", experts, ")"));
+    throw InvalidArgument(
+        cat("num_experts_per_tok is ", active, ", must be at most the number of experts (", experts, ")"));
   const auto own = config.integer("moe_intermediate_size", 1, kMaxWidth);
   if (!own && !width)
     throw InvalidArgument(cat("moe_intermediate_size is missing, must be an integer from 1 to ", kMaxWidth));
@@ -88,7 +93,8 @@ Ffn import_ffn(Fields& config, const Family& family, const Dims& dims) {
   // Selection without an auxiliary loss adds a learned bias to each expert's score.
   if (config.text("topk_method").value_or("") == "noaux_tc" || family.model_type == "kimi_linear")
     g.vectors.push_back({"router_correction", experts});
-  add_ffn(g, {"expert_", g.expert_width, g.experts, g.active_experts, Role::expert, family.expert_bias}, true, dims.hidden);
+  add_ffn(g, {"expert_", g.expert_width, g.experts, g.active_experts, Role::expert, family.expert_bias}, true,
+          dims.hidden);
   if (g.shared_width > 0) {
     add_ffn(g, {.prefix = "shared_", .width = g.shared_width, .role = Role::shared_expert}, true, dims.hidden);
     if (shared_width)  // Qwen's shared expert is gated by one learned scalar product
@@ -119,8 +125,8 @@ WeightBits import_weight_bits(Fields& config, Dtype dtype, std::vector<std::stri
     const std::int64_t group = quantization->integer("group_size", -1, kMaxWidth).value_or(128);
     layer_matrices(width + (group > 0 ? (16.0 + width) / static_cast<double>(group) : 0.0));  // fp16 scale, zero point
   } else {
-    warnings.push_back(cat("quantization_config.quant_method is \"", method, "\", which is not known; weights are counted at ",
-                           bits.vectors, " bits"));
+    warnings.push_back(cat("quantization_config.quant_method is \"", method,
+                           "\", which is not known; weights are counted at ", bits.vectors, " bits"));
   }
   config.ignore("quantization_config");  // the rest says how the weights were made
   return bits;

@@ -40,7 +40,8 @@ class Fields {
 
   /// An integer under the first spelling present; the first one is named when all are absent.
   std::int64_t required(std::initializer_list<std::string_view> spellings, std::int64_t min, std::int64_t max);
-  std::optional<std::int64_t> any(std::initializer_list<std::string_view> spellings, std::int64_t min, std::int64_t max);
+  std::optional<std::int64_t> any(std::initializer_list<std::string_view> spellings, std::int64_t min,
+                                  std::int64_t max);
 
   /// Counts a field as read, with all that it holds.
   void ignore(std::string_view field);

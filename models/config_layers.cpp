@@ -10,15 +10,19 @@ namespace {
 
 std::vector<LayerKind> named_kinds(const std::vector<std::string>& names, int layers) {
   if (names.size() != static_cast<std::size_t>(layers))
-    throw InvalidArgument(cat("layer_types has ", names.size(), " entries, must have num_hidden_layers (", layers, ")"));
+    throw InvalidArgument(
+        cat("layer_types has ", names.size(), " entries, must have num_hidden_layers (", layers, ")"));
   std::vector<LayerKind> kinds;
   for (const std::string& name : names) {
-    if (name == "full_attention" || name == "attention") kinds.push_back(LayerKind::full);
-    else if (name == "sliding_attention") kinds.push_back(LayerKind::sliding);
-    else if (name == "linear_attention") kinds.push_back(LayerKind::linear);
+    if (name == "full_attention" || name == "attention")
+      kinds.push_back(LayerKind::full);
+    else if (name == "sliding_attention")
+      kinds.push_back(LayerKind::sliding);
+    else if (name == "linear_attention")
+      kinds.push_back(LayerKind::linear);
     else
-      throw InvalidArgument(cat("layer_types holds \"", name,
-                                "\", must be one of full_attention, sliding_attention, linear_attention"));
+      throw InvalidArgument(
+          cat("layer_types holds \"", name, "\", must be one of full_attention, sliding_attention, linear_attention"));
   }
   return kinds;
 }

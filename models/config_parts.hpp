@@ -13,12 +13,12 @@
 namespace kvatlas::models {
 
 // Far above any published model, low enough that no count of weights or bytes leaves 64 bits.
-inline constexpr std::int64_t kMaxWidth = std::int64_t{1} << 18;       // hidden, FFN, low ranks
+inline constexpr std::int64_t kMaxWidth = std::int64_t{1} << 18;  // hidden, FFN, low ranks
 inline constexpr std::int64_t kMaxHeads = std::int64_t{1} << 12;
 inline constexpr std::int64_t kMaxHeadDim = std::int64_t{1} << 14;
-inline constexpr std::int64_t kMaxAllHeads = std::int64_t{1} << 20;    // heads times their width
+inline constexpr std::int64_t kMaxAllHeads = std::int64_t{1} << 20;  // heads times their width
 inline constexpr std::int64_t kMaxVocabulary = std::int64_t{1} << 24;
-inline constexpr std::int64_t kMaxContext = std::int64_t{1} << 28;     // tokens
+inline constexpr std::int64_t kMaxContext = std::int64_t{1} << 28;  // tokens
 inline constexpr std::int64_t kMaxLayers = 1024;
 inline constexpr std::int64_t kMaxExperts = std::int64_t{1} << 14;
 
@@ -32,17 +32,17 @@ enum class WindowRule : std::uint8_t {
 /// What the code of a model type fixes and its config does not say.
 struct Family {
   std::string_view model_type;
-  int norms = 2;               // of one layer, over the hidden width
+  int norms = 2;  // of one layer, over the hidden width
   bool layer_norm_bias = false;
-  bool gated = true;           // FFN of gate, up, down; else up, down
-  bool tied = false;           // when tie_word_embeddings is absent
+  bool gated = true;  // FFN of gate, up, down; else up, down
+  bool tied = false;  // when tie_word_embeddings is absent
   bool qkv_bias = false;
   bool o_bias = false;
   bool ffn_bias = false;
   bool head_bias = false;
   bool qk_norm = false;
-  bool expert_bias = false;    // router and experts carry biases
-  bool sinks = false;          // a learned logit for each query head
+  bool expert_bias = false;  // router and experts carry biases
+  bool sinks = false;        // a learned logit for each query head
   WindowRule window = WindowRule::every_layer;
   int window_pattern = 0;
   RopeLayout layout = RopeLayout::half_split;
@@ -92,9 +92,9 @@ std::vector<LayerKind> import_layer_kinds(Fields& config, const Family& family, 
 
 /// An attention layer: keys and values, or one latent row where kv_lora_rank is given.
 struct Attention {
-  LayerClass row;          // without layers, window or rope
+  LayerClass row;  // without layers, window or rope
   Weights weights;
-  Weights without_kv;      // of a layer that reads another layer's rows
+  Weights without_kv;  // of a layer that reads another layer's rows
 };
 Attention import_attention(Fields& config, const Family& family, const Dims& dims, Model& model);
 
@@ -107,7 +107,7 @@ Linear import_linear(Fields& config, const Dims& dims);
 
 /// The FFN of every layer: `dense` or `experts` as `is_sparse` says.
 struct Ffn {
-  LayerGroup dense;    // only ffn fields, matrices and vectors are filled
+  LayerGroup dense;  // only ffn fields, matrices and vectors are filled
   LayerGroup experts;
   std::vector<bool> is_sparse;
 };

@@ -69,14 +69,17 @@ double read_scaling(Fields& scaling, double context, RopeSpec& rope, Model& mode
                                 ", must be above low_freq_factor (", rope.low_freq_factor, ")"));
   } else if (type == "dynamic") {
     rope.original_context = 0.0;
-    model.warnings.push_back(cat(field, " is \"dynamic\": its rotations change with the context, so that rotated keys in "
+    model.warnings.push_back(cat(field,
+                                 " is \"dynamic\": its rotations change with the context, so that rotated keys in "
                                  "a cache go stale; imported without scaling"));
   } else if (type == "longrope" || type == "su") {
     rope.original_context = 0.0;
     for (const char* list : {"short_factor", "long_factor", "short_mscale", "long_mscale"}) scaling.ignore(list);
-    model.warnings.push_back(cat(field, " is \"", type, "\": factors for each channel are not modelled; imported without scaling"));
+    model.warnings.push_back(
+        cat(field, " is \"", type, "\": factors for each channel are not modelled; imported without scaling"));
   } else {
-    throw InvalidArgument(cat(field, " is \"", type, "\", must be one of default, linear, dynamic, yarn, llama3, longrope, mrope"));
+    throw InvalidArgument(
+        cat(field, " is \"", type, "\", must be one of default, linear, dynamic, yarn, llama3, longrope, mrope"));
   }
   return score_factor;
 }
@@ -84,14 +87,15 @@ double read_scaling(Fields& scaling, double context, RopeSpec& rope, Model& mode
 int rotary_dim(Fields& config, const RopePlace& place, std::optional<double> fraction) {
   if (const auto given = config.integer("rotary_dim", 0, kMaxHeadDim)) {
     if (*given % 2 != 0 || *given > place.rotary_width)
-      throw InvalidArgument(cat("rotary_dim is ", *given, ", must be even and at most head_dim (", place.rotary_width, ")"));
+      throw InvalidArgument(
+          cat("rotary_dim is ", *given, ", must be even and at most head_dim (", place.rotary_width, ")"));
     return static_cast<int>(*given);
   }
   const double share = fraction.value_or(1.0);
   const int channels = static_cast<int>(static_cast<double>(place.rotary_width) * share);
   if (channels % 2 != 0)
-    throw InvalidArgument(cat("partial_rotary_factor is ", share, ", must leave an even number of channels of head_dim (",
-                              place.rotary_width, ")"));
+    throw InvalidArgument(cat("partial_rotary_factor is ", share,
+                              ", must leave an even number of channels of head_dim (", place.rotary_width, ")"));
   return channels;
 }
 

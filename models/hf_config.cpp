@@ -15,34 +15,94 @@ namespace {
 using nlohmann::json;
 
 // Fields that change neither what is cached nor how large a weight is.
-constexpr auto kWithoutEffect = std::to_array<std::string_view>({
-    "_name_or_path", "activation_function", "architectures", "attention_dropout", "attn_implementation", "attn_pdrop",
-    "attn_logit_softcapping", "auto_map", "aux_loss_alpha", "bos_token_id", "cache_implementation", "clip_qkv",
-    "cls_token_id", "dropout", "embd_pdrop", "emb_pdrop", "embedding_fraction", "eos_token_id", "ep_size",
-    "final_logit_softcapping", "gradient_checkpointing", "hidden_act", "hidden_activation", "hidden_dropout",
-    "init_config", "init_device", "initial_context_length", "initializer_range", "is_decoder", "is_encoder_decoder",
-    "layer_norm_eps", "layer_norm_epsilon", "learned_pos_emb", "logit_scale", "mlp_dropout", "model_type",
-    "moe_renormalize", "moe_router_activation_func", "n_group", "norm_eps", "norm_topk_prob", "norm_type",
-    "num_expert_group", "num_hidden_groups", "num_nextn_predict_layers", "output_attentions", "output_hidden_states",
-    "output_router_logits", "pad_token_id", "pretraining_tp", "problem_type", "qk_head_dim", "resid_pdrop", "return_dict",
-    "rms_norm_eps", "rotary", "routed_scaling_factor", "router_aux_loss_coef", "router_jitter_noise", "scale_attn_weights",
-    "scoring_func", "seq_aux", "summary_type", "swiglu_limit", "task_specific_params", "tokenizer_class", "topk_group",
-    "transformers_version", "unsloth_fixed", "use_cache", "use_grouped_topk", "verbose"});
+constexpr auto kWithoutEffect = std::to_array<std::string_view>({"_name_or_path",
+                                                                 "activation_function",
+                                                                 "architectures",
+                                                                 "attention_dropout",
+                                                                 "attn_implementation",
+                                                                 "attn_pdrop",
+                                                                 "attn_logit_softcapping",
+                                                                 "auto_map",
+                                                                 "aux_loss_alpha",
+                                                                 "bos_token_id",
+                                                                 "cache_implementation",
+                                                                 "clip_qkv",
+                                                                 "cls_token_id",
+                                                                 "dropout",
+                                                                 "embd_pdrop",
+                                                                 "emb_pdrop",
+                                                                 "embedding_fraction",
+                                                                 "eos_token_id",
+                                                                 "ep_size",
+                                                                 "final_logit_softcapping",
+                                                                 "gradient_checkpointing",
+                                                                 "hidden_act",
+                                                                 "hidden_activation",
+                                                                 "hidden_dropout",
+                                                                 "init_config",
+                                                                 "init_device",
+                                                                 "initial_context_length",
+                                                                 "initializer_range",
+                                                                 "is_decoder",
+                                                                 "is_encoder_decoder",
+                                                                 "layer_norm_eps",
+                                                                 "layer_norm_epsilon",
+                                                                 "learned_pos_emb",
+                                                                 "logit_scale",
+                                                                 "mlp_dropout",
+                                                                 "model_type",
+                                                                 "moe_renormalize",
+                                                                 "moe_router_activation_func",
+                                                                 "n_group",
+                                                                 "norm_eps",
+                                                                 "norm_topk_prob",
+                                                                 "norm_type",
+                                                                 "num_expert_group",
+                                                                 "num_hidden_groups",
+                                                                 "num_nextn_predict_layers",
+                                                                 "output_attentions",
+                                                                 "output_hidden_states",
+                                                                 "output_router_logits",
+                                                                 "pad_token_id",
+                                                                 "pretraining_tp",
+                                                                 "problem_type",
+                                                                 "qk_head_dim",
+                                                                 "resid_pdrop",
+                                                                 "return_dict",
+                                                                 "rms_norm_eps",
+                                                                 "rotary",
+                                                                 "routed_scaling_factor",
+                                                                 "router_aux_loss_coef",
+                                                                 "router_jitter_noise",
+                                                                 "scale_attn_weights",
+                                                                 "scoring_func",
+                                                                 "seq_aux",
+                                                                 "summary_type",
+                                                                 "swiglu_limit",
+                                                                 "task_specific_params",
+                                                                 "tokenizer_class",
+                                                                 "topk_group",
+                                                                 "transformers_version",
+                                                                 "unsloth_fixed",
+                                                                 "use_cache",
+                                                                 "use_grouped_topk",
+                                                                 "verbose"});
 
 // Fields of models whose caches this import cannot describe.
-constexpr auto kOtherArchitectures = std::to_array<std::string_view>({
-    "ssm_cfg", "mamba_d_state", "mamba_num_heads", "state_size", "ssm_state_size", "hybrid_override_pattern",
-    "attn_layer_period", "compress_ratios", "rwkv_version"});
+constexpr auto kOtherArchitectures = std::to_array<std::string_view>(
+    {"ssm_cfg", "mamba_d_state", "mamba_num_heads", "state_size", "ssm_state_size", "hybrid_override_pattern",
+     "attn_layer_period", "compress_ratios", "rwkv_version"});
 
 // What gemma3_text configs leave out, because the published modelling code defaults to it.
 const json& gemma3_defaults() {
-  static const json defaults{{"num_attention_heads", 8}, {"num_key_value_heads", 4}, {"head_dim", 256},
-                             {"vocab_size", 262208}, {"max_position_embeddings", 131072}, {"query_pre_attn_scalar", 256},
-                             {"rope_theta", 1e6}, {"rope_local_base_freq", 1e4}};
+  static const json defaults{
+      {"num_attention_heads", 8}, {"num_key_value_heads", 4},          {"head_dim", 256},
+      {"vocab_size", 262208},     {"max_position_embeddings", 131072}, {"query_pre_attn_scalar", 256},
+      {"rope_theta", 1e6},        {"rope_local_base_freq", 1e4}};
   return defaults;
 }
 
-constexpr int kMaxDepth = 32;                  // copies and prints of deeper JSON would exhaust the stack
+constexpr int kMaxDepth = 32;  // copies and prints of deeper JSON would exhaust the stack
 constexpr std::uintmax_t kMaxFileBytes = 16 << 20;
 
 json parse(std::string_view text, std::string_view origin) {
@@ -99,9 +159,11 @@ Dims import_dims(Fields& config, const Family& family, Model& model) {
   const auto kv_heads = config.any({"num_key_value_heads", "n_head_kv"}, 1, kMaxHeads);
   d.kv_heads = static_cast<int>(kv_heads.value_or(d.q_heads));
   if (!kv_heads && !latent && family.gated)
-    model.warnings.push_back(cat("field num_key_value_heads is absent; one for each of ", d.q_heads, " query heads is assumed"));
+    model.warnings.push_back(
+        cat("field num_key_value_heads is absent; one for each of ", d.q_heads, " query heads is assumed"));
   if (d.q_heads % d.kv_heads != 0)
-    throw InvalidArgument(cat("num_attention_heads is ", d.q_heads, ", must be a multiple of num_key_value_heads (", d.kv_heads, ")"));
+    throw InvalidArgument(
+        cat("num_attention_heads is ", d.q_heads, ", must be a multiple of num_key_value_heads (", d.kv_heads, ")"));
   if (const auto given = config.integer("head_dim", 1, kMaxHeadDim)) {
     d.head_dim = static_cast<int>(*given);
   } else if (!latent) {
@@ -146,7 +208,8 @@ void import_identity(Fields& config, std::string_view origin, Model& model) {
 
 void report_unread(Fields& config, std::vector<std::string>& warnings) {
   for (const std::string_view name : kWithoutEffect) config.ignore(name);
-  for (const std::string& name : config.unread()) warnings.push_back(cat("field ", name, " is not known; it was not used"));
+  for (const std::string& name : config.unread())
+    warnings.push_back(cat("field ", name, " is not known; it was not used"));
 }
 
 }  // namespace
@@ -154,7 +217,8 @@ void report_unread(Fields& config, std::vector<std::string>& warnings) {
 Model import_config(std::string_view text, std::string_view origin) {
   Model model;
   const json parsed = parse(text, origin);
-  if (!parsed.is_object()) throw InvalidArgument(cat(origin, " holds ", parsed.type_name(), ", must hold a JSON object"));
+  if (!parsed.is_object())
+    throw InvalidArgument(cat(origin, " holds ", parsed.type_name(), ", must hold a JSON object"));
   json flat = decoder_of(parsed, model.warnings);
   ReadLog log;
   Fields config(flat, log);
@@ -163,7 +227,8 @@ Model import_config(std::string_view text, std::string_view origin) {
     for (const auto& [name, value] : gemma3_defaults().items())
       if (!config.has(name) && !(name.starts_with("rope") && config.has("rope_parameters"))) {
         flat[name] = value;
-        model.warnings.push_back(cat("field ", name, " is absent; ", value.dump(), " is assumed, the default of gemma3_text"));
+        model.warnings.push_back(
+            cat("field ", name, " is absent; ", value.dump(), " is assumed, the default of gemma3_text"));
       }
 
   if (config.boolean("is_encoder_decoder").value_or(false))
@@ -189,14 +254,18 @@ Model import_config(std::string_view text, std::string_view origin) {
   model.vocabulary = dims.vocabulary;
   model.cache.dtype = dims.dtype;
   model.tied_embeddings = config.boolean("tie_word_embeddings").value_or(family.tied);
-  if (const auto context = config.any({"max_position_embeddings", "n_positions", "n_ctx", "max_seq_len",
-                                       "model_max_length"}, 1, kMaxContext))
+  if (const auto context = config.any(
+          {"max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "model_max_length"}, 1, kMaxContext))
     model.trained_context = Tokens(*context);
   model.score_softcap = config.number("attn_logit_softcapping", 0.0, 1e9).value_or(0.0);
   import_layers(config, family, dims, model);
 
   model.ends = {{.name = "embedding", .n = dims.vocabulary, .k = dims.hidden, .role = Role::embedding},
-                {.name = "lm_head", .n = dims.vocabulary, .k = dims.hidden, .role = Role::lm_head, .bias = family.head_bias,
+                {.name = "lm_head",
+                 .n = dims.vocabulary,
+                 .k = dims.hidden,
+                 .role = Role::lm_head,
+                 .bias = family.head_bias,
                  .shared = model.tied_embeddings}};
   model.end_vectors = {{"final_norm", dims.hidden * (family.layer_norm_bias ? 2 : 1)}};
   model.native_bits = import_weight_bits(config, dims.dtype, model.warnings);
@@ -216,7 +285,8 @@ Model import_config_file(const std::filesystem::path& path) {
     return import_config(text, path.string());
   } catch (const InvalidArgument& e) {
     const std::string_view sentence = e.what();
-    throw InvalidArgument(sentence.starts_with(path.string()) ? std::string(sentence) : cat(path.string(), ": ", sentence));
+    throw InvalidArgument(sentence.starts_with(path.string()) ? std::string(sentence)
+                                                              : cat(path.string(), ": ", sentence));
   } catch (const Unsupported& e) {
     throw Unsupported(cat(path.string(), ": ", e.what()));
   }

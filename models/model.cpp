@@ -46,14 +46,22 @@ std::int64_t sum(const Model& model, const MatrixValues& values) {
 
 std::string_view name_of(Role role) {
   switch (role) {
-    case Role::attention: return "attention";
-    case Role::ffn: return "ffn";
-    case Role::expert: return "expert";
-    case Role::shared_expert: return "shared_expert";
-    case Role::router: return "router";
-    case Role::embedding: return "embedding";
-    case Role::lm_head: return "lm_head";
-    case Role::state: return "state";
+    case Role::attention:
+      return "attention";
+    case Role::ffn:
+      return "ffn";
+    case Role::expert:
+      return "expert";
+    case Role::shared_expert:
+      return "shared_expert";
+    case Role::router:
+      return "router";
+    case Role::embedding:
+      return "embedding";
+    case Role::lm_head:
+      return "lm_head";
+    case Role::state:
+      return "state";
   }
   KV_ASSERT(false, "a role has a name");
   return {};

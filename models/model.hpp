@@ -28,7 +28,7 @@ struct MatMul {
   Role role = Role::attention;
   bool bias = false;    // one more value for each output
   bool shared = false;  // the weights of another matrix (a tied lm_head): multiplied, not stored again
-  std::int64_t values() const { return shared ? 0 : count * (n * k + (bias ? n : 0)); }         // stored
+  std::int64_t values() const { return shared ? 0 : count * (n * k + (bias ? n : 0)); }          // stored
   std::int64_t active_values() const { return shared ? 0 : active * (n * k + (bias ? n : 0)); }  // read for one token
   friend bool operator==(const MatMul&, const MatMul&) = default;
 };
@@ -73,21 +73,21 @@ struct PublishedFigure {
 struct Model {
   std::string slug;
   std::string name;
-  std::string source;               // published file or paper that the descriptor's figures come from
+  std::string source;  // published file or paper that the descriptor's figures come from
   std::vector<std::string> aliases;
-  std::string model_type;           // as the config names it
+  std::string model_type;  // as the config names it
   CacheShape cache;
   std::int64_t hidden = 0;
   std::int64_t vocabulary = 0;
   std::optional<Tokens> trained_context;
   bool tied_embeddings = false;
   bool qkv_bias = false;
-  bool qk_norm = false;             // keys and queries are normalised per head before RoPE
-  double score_softcap = 0.0;       // scores pass cap * tanh(score / cap); 0 = not
-  std::vector<LayerGroup> groups;   // every layer is in one
-  std::vector<MatMul> ends;         // embedding and lm_head
+  bool qk_norm = false;            // keys and queries are normalised per head before RoPE
+  double score_softcap = 0.0;      // scores pass cap * tanh(score / cap); 0 = not
+  std::vector<LayerGroup> groups;  // every layer is in one
+  std::vector<MatMul> ends;        // embedding and lm_head
   std::vector<VectorWeights> end_vectors;
-  WeightBits native_bits;           // the form in which the weights are published
+  WeightBits native_bits;  // the form in which the weights are published
   std::optional<PublishedFigure> published_parameters;
   std::optional<PublishedFigure> published_active_parameters;
   std::optional<PublishedFigure> published_kv_bytes_per_token;

@@ -18,11 +18,16 @@ json figure(const json& value, const char* provenance, std::string_view source) 
 
 std::string_view name_of(RowKind kind) {
   switch (kind) {
-    case RowKind::kv: return "kv";
-    case RowKind::latent: return "latent";
-    case RowKind::pooled: return "pooled";
-    case RowKind::state: return "state";
-    case RowKind::none: return "none";
+    case RowKind::kv:
+      return "kv";
+    case RowKind::latent:
+      return "latent";
+    case RowKind::pooled:
+      return "pooled";
+    case RowKind::state:
+      return "state";
+    case RowKind::none:
+      return "none";
   }
   KV_ASSERT(false, "a row kind has a name");
   return {};
@@ -30,11 +35,16 @@ std::string_view name_of(RowKind kind) {
 
 std::string_view name_of(RopeScaling scaling) {
   switch (scaling) {
-    case RopeScaling::none: return "none";
-    case RopeScaling::linear: return "linear";
-    case RopeScaling::ntk: return "ntk";
-    case RopeScaling::yarn: return "yarn";
-    case RopeScaling::llama3: return "llama3";
+    case RopeScaling::none:
+      return "none";
+    case RopeScaling::linear:
+      return "linear";
+    case RopeScaling::ntk:
+      return "ntk";
+    case RopeScaling::yarn:
+      return "yarn";
+    case RopeScaling::llama3:
+      return "llama3";
   }
   KV_ASSERT(false, "a rope scaling has a name");
   return {};
@@ -42,9 +52,12 @@ std::string_view name_of(RopeScaling scaling) {
 
 json rope_record(const RopeSpec& rope) {
   if (rope.rotary_dim == 0) return nullptr;
-  return {{"base", rope.base}, {"rotary_dim", rope.rotary_dim}, {"first_channel", rope.first_channel},
+  return {{"base", rope.base},
+          {"rotary_dim", rope.rotary_dim},
+          {"first_channel", rope.first_channel},
           {"layout", rope.layout == RopeLayout::interleaved ? "interleaved" : "half_split"},
-          {"scaling", name_of(rope.scaling)}, {"factor", rope.factor}};
+          {"scaling", name_of(rope.scaling)},
+          {"factor", rope.factor}};
 }
 
 json class_record(const LayerClass& c, Dtype dtype, const std::string& source) {
@@ -72,8 +85,10 @@ json class_record(const LayerClass& c, Dtype dtype, const std::string& source) {
 }
 
 json matrix_record(const MatMul& m) {
-  return {{"name", m.name}, {"role", models::name_of(m.role)}, {"n", m.n}, {"k", m.k}, {"count", m.count},
-          {"active", m.active}, {"bias", m.bias}, {"shared", m.shared}};
+  return {{"name", m.name},   {"role", models::name_of(m.role)},
+          {"n", m.n},         {"k", m.k},
+          {"count", m.count}, {"active", m.active},
+          {"bias", m.bias},   {"shared", m.shared}};
 }
 
 json group_record(const LayerGroup& g, const std::string& source) {
@@ -81,8 +96,13 @@ json group_record(const LayerGroup& g, const std::string& source) {
   for (const MatMul& m : g.matrices) matrices.push_back(matrix_record(m));
   std::int64_t vectors = 0;
   for (const VectorWeights& v : g.vectors) vectors += v.size;
-  return {{"layers", g.layers}, {"matrices", matrices}, {"vector_values", vectors}, {"experts", g.experts},
-          {"active_experts", g.active_experts}, {"provenance", "published"}, {"source", source}};
+  return {{"layers", g.layers},
+          {"matrices", matrices},
+          {"vector_values", vectors},
+          {"experts", g.experts},
+          {"active_experts", g.active_experts},
+          {"provenance", "published"},
+          {"source", source}};
 }
 
 json published_record(const std::optional<PublishedFigure>& p) {
@@ -120,7 +140,8 @@ json to_json(const Model& model) {
       {"active_parameters", figure(active_parameters(model), "computed", kDerived)},
       {"kv_bytes_per_token", figure(kv_bytes_per_token(model).value, "computed", kDerived)},
       {"kv_bytes_per_token_fp8_latent",
-       figure(has_latent_rows(model) ? json(kv_bytes_per_token_fp8_latent(model).value) : json(nullptr), "computed", kDerived)},
+       figure(has_latent_rows(model) ? json(kv_bytes_per_token_fp8_latent(model).value) : json(nullptr), "computed",
+              kDerived)},
       {"fixed_cache_bytes", figure(fixed_cache_bytes(model).value, "computed", kDerived)},
       {"weight_bytes", figure(weight_bytes(model, model.native_bits).value, "computed", kDerived)},
       {"published",

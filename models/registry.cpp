@@ -44,7 +44,8 @@ Model load_model(std::string_view slug_or_path) {
   if (const Model* model = lookup(slug_or_path)) return *model;
   const std::filesystem::path path{std::string(slug_or_path)};
   std::error_code ignored;  // a name too odd for a path is no path
-  if (slug_or_path.ends_with(".json") || std::filesystem::is_regular_file(path, ignored)) return import_config_file(path);
+  if (slug_or_path.ends_with(".json") || std::filesystem::is_regular_file(path, ignored))
+    return import_config_file(path);
   return find_model(slug_or_path);
 }
 

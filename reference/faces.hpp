@@ -3,13 +3,13 @@
 #pragma once
 
 #include <functional>
-#include <map>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "core/code_format.hpp"
+#include "core/io/tensor.hpp"
 #include "reference/cache.hpp"
 
 namespace kvatlas {
@@ -26,6 +26,8 @@ class SideStore {
   /// Decoded rows [first, first + out.dim(0)) of one kv head.
   virtual void read(int kv_head, std::int64_t first, View<float> out) const = 0;  // [rows, dim]
   virtual void drop_front(Tokens count);  // windows; throws Unsupported unless rows are independent
+  /// throws Unsupported where crop(length) would; changes nothing. A cache asks all its stores before the first one crops.
+  virtual void check_crop(Tokens /*length*/) const {}
   virtual void crop(Tokens length) = 0;
   virtual void buffers(const std::string& prefix, std::vector<NamedBuffer>& out) const = 0;
   virtual void load(const std::string& prefix, std::span<const NamedBuffer> saved) = 0;
@@ -117,13 +119,6 @@ struct SpeculationOptions {
   float temperature = 1.0F;
   std::uint64_t seed = 0;
 };
-
-/// Named float matrices and vectors: trained parts, weights, calibration activations.
-struct NamedTensor {
-  std::vector<std::int64_t> dims;
-  std::vector<float> values;
-};
-using TensorMap = std::map<std::string, NamedTensor, std::less<>>;
 
 /// What a method may ask for beside its parameters.
 struct OpenInputs {

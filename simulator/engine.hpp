@@ -24,6 +24,7 @@ struct Engine {
   Seconds per_layer;           // extra per layer
   Bytes workspace;             // activations, graphs and context beside weights and cache
   Tokens page;                 // tokens of one cache page
+  Seconds eager_launch;        // host time of one kernel launch without graphs
   const char* source;
 };
 

@@ -33,7 +33,7 @@ struct Interval {
 
 struct Deployment {
   const models::Model* model = nullptr;
-  Gpu gpu;
+  Gpu gpu{};
   Recipe recipe = Recipe::parse("full");
   WeightFormat weights = WeightFormat::bf16;
   int tp = 1, pp = 1, dp = 1, ep = 1;
@@ -41,6 +41,7 @@ struct Deployment {
   double gpu_memory_utilization = 0.9;
   Tokens chunk{8192};                   // tokens of one prefill chunk
   bool released_plan = false;           // cost the released code's plan instead of the ideal one
+  bool warm_cache = false;              // reads that fit L2 run at L2 speed; a model's other layers evict them, so off
 };
 
 /// One decode step of a batch, flat: what a sweep stores a million times.
@@ -80,16 +81,16 @@ struct Memory {
 };
 
 struct Slo {
-  std::optional<double> ttft_s, tpot_s;
+  std::optional<double> ttft_s{}, tpot_s{};
 };
 
 struct Workload {
   Tokens prompt{0}, output{0};
   double prefix_hit = 0;        // share of the prompt found in the prefix cache
   int turns = 1;
-  std::optional<double> rate;         // requests/s offered
-  std::optional<int> concurrency;     // requests in flight
-  Slo slo;
+  std::optional<double> rate{};       // requests/s offered
+  std::optional<int> concurrency{};   // requests in flight
+  Slo slo{};
 };
 
 /// Closed-form steady state of a workload. Without rate or concurrency: the largest concurrency that fits memory and SLO.
@@ -105,6 +106,8 @@ struct WorkloadFigures {
   bool feasible = false;
   std::string why_not;          // the sentence when it is not
 };
+
+class StepModel;
 
 /// Immutable after construction, safe to share between threads.
 class Evaluator {
@@ -128,8 +131,8 @@ class Evaluator {
   double size_factor(Tokens context) const;
 
  private:
-  struct Prepared;
-  std::unique_ptr<const Prepared> prepared_;
+  const StepModel& model() const { return *model_; }
+  std::unique_ptr<const StepModel> model_;
 };
 
 /// Sentence when the deployment cannot exist, nothing otherwise; the value form of the constructor's exceptions.

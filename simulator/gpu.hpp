@@ -1,6 +1,7 @@
 // GPU descriptions as data: every figure with its source, what-if changes on any figure.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -13,8 +14,8 @@ namespace kvatlas::sim {
 
 /// A number with its origin. Unknown figures are absent, never 0.
 struct Figure {
-  std::optional<double> value;  // base units: bytes, bytes/s, flop/s, seconds, counts
-  std::string source;           // "NVIDIA H100 datasheet, SXM5"; "what-if" after a change
+  std::optional<double> value{};// base units: bytes, bytes/s, flop/s, seconds, counts
+  std::string source{};         // "NVIDIA H100 datasheet, SXM5"; "what-if" after a change
   bool known() const { return value.has_value(); }
   double or_else(double fallback) const { return value.value_or(fallback); }
 };
@@ -39,6 +40,19 @@ struct Gpu {
   Figure usd_per_hour;               // assumed price, labelled so
 };
 
+/// What a figure measures; decides which units a change may use.
+enum class FigureKind : std::uint8_t { count, bytes, bandwidth, flops, seconds, hertz, watts, fraction, usd_per_hour };
+
+/// One figure as every door names it: "hbm_bandwidth", or a shorter name ("bandwidth").
+struct FigureField {
+  std::string_view key;
+  std::string_view short_key;  // a second accepted name; empty = none
+  FigureKind kind;
+  Figure Gpu::* member;
+};
+std::span<const FigureField> figure_fields();
+
+/// Every shipped GPU, ordered by slug.
 std::span<const Gpu> all_gpus();
 
 /// By slug or alias, case-insensitive; throws InvalidArgument with a suggestion.

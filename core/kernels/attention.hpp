@@ -53,6 +53,7 @@ struct DecodeAttention {
     e.convert(heads * k_coded * k_dim, k_format);
     if (!latent) e.convert(heads * v_coded * v_dim, v_format);
     e.work(heads * spans, sequences);
+    if (tokens.value > span_length(tokens.value)) e.uneven(heads, tokens.value, span_length(tokens.value));
     return e.call_;
   }
 };
@@ -136,6 +137,7 @@ struct SharedAttention {
     e.write(rows * spans, (std::int64_t{v_dim} + 2) * 4);
     const double pairs = static_cast<double>(rows) * static_cast<double>(tokens.value);
     e.tensor(2.0 * pairs * (k_dim + v_dim)).vector(5.0 * pairs).work(groups * kv_heads * spans, groups);
+    if (tokens.value > span_length(tokens.value)) e.uneven(groups * kv_heads, tokens.value, span_length(tokens.value));
     return e.call_;
   }
 };

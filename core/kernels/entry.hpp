@@ -81,13 +81,20 @@ class Entry {
   Entry& tensor(double flops) { return call_.operations.tensor_flops += flops, *this; }
   Entry& vector(double flops) { return call_.operations.vector_flops += flops, *this; }
   Entry& convert(std::int64_t values, const CodeFormat& format) {
-    if (values > 0) call_.operations.format = format;
+    // A plain side never hides the format of a coded one.
+    if (values > 0 && (format.kind != CodeKind::plain || call_.operations.values == 0)) call_.operations.format = format;
     call_.operations.values += values;
     return *this;
   }
   Entry& work(std::int64_t items, std::int64_t sequences) {
     call_.items = items;
+    call_.even_items = static_cast<double>(items);
     call_.sequences = sequences;
+    return *this;
+  }
+  /// Rows of `tokens` tokens in spans of `span`: the last span of a row is shorter than the others.
+  Entry& uneven(std::int64_t rows, std::int64_t tokens, std::int64_t span) {
+    call_.even_items = static_cast<double>(rows) * static_cast<double>(tokens) / static_cast<double>(span);
     return *this;
   }
 };

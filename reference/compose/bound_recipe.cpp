@@ -21,11 +21,23 @@ SideLayout side_layout(const MethodChoice& m, const LayerClass& c, Side side, Dt
   return l;
 }
 
-Ledger only_side(const Ledger& from, Side side) {
+/// One side of a method that codes its sides apart; `plain` are the bytes of that side's prompt rows in the dtype, which a
+/// method that waits for the end of the prompt holds until then.
+Ledger only_side(const Ledger& from, Side side, Bytes plain) {
   Ledger out;
   for (const LedgerEntry& e : from.entries())
     if (e.side == side) out.add(e.component, e.side, e.scope, e.bytes);
+  if (from.has_prefill()) out.set_prefill(plain);
   return out;
+}
+
+/// The store of one side under a rule, plain edges around it; null where the method codes both sides together.
+std::unique_ptr<SideStore> open_side_of(const Rule& r, const LayerClass& c, int layer, Side side, Dtype dtype, Tokens sinks, Tokens recent) {
+  const MethodChoice& m = side == Side::key ? r.key : r.value;
+  if (m.method->open_side == nullptr) return nullptr;
+  auto inner = m.method->open_side(m.row, c, layer, side, dtype);
+  if (sinks.value + recent.value == 0) return inner;
+  return std::make_unique<EdgeStore>(std::move(inner), c.kv_heads, side == Side::key ? c.k_dim : c.v_dim, side, dtype, sinks, recent);
 }
 
 /// Caches of several parts behind one door: every layer goes to the cache of its part.
@@ -88,15 +100,18 @@ Ledger BoundRecipe::ledger(const History& h, const ContentCounts& counts) const 
     History inner = h;
     inner.generated = std::min(h.generated, h.tokens() - plain);
     inner.prompt = h.tokens() - plain - inner.generated;
+    const Ledger dense = dense_ledger(p.shape, {.prompt = inner.prompt, .sequences = h.sequences});
     Ledger part;
-    part.add(only_side(formula_ledger(*r.key.method, r.key.row, p.shape, inner, counts), Side::key));
-    part.add(only_side(formula_ledger(*r.value.method, r.value.row, p.shape, inner, counts), Side::value));
     if (plain.value > 0)
       for (const LayerClass& c : p.shape.classes) {
         const std::int64_t rows = plain.value * c.kv_heads * c.count() * h.sequences * bytes_of(p.shape.dtype);
         part.add("edge_rows", Side::key, Scope::sequence, Bytes(rows * c.k_dim));
         if (c.kind != RowKind::latent) part.add("edge_rows", Side::value, Scope::sequence, Bytes(rows * c.v_dim));
       }
+    for (const Side side : {Side::key, Side::value}) {
+      const MethodChoice& m = side == Side::key ? r.key : r.value;
+      part.add(only_side(formula_ledger(*m.method, m.row, p.shape, inner, counts), side, dense.of("rows", side)));
+    }
     total.add(part);
   }
   return total;
@@ -149,12 +164,8 @@ std::unique_ptr<KvCache> BoundRecipe::open(const OpenInputs& inputs) const {
       if (r.key.method->open == nullptr) throw Unsupported(cat(r.key.method->slug, " offers no cache of one sequence"));
       return r.key.method->open(r.key.row, p.shape, inputs);
     }
-    return std::make_unique<SideCache>(p.shape, [&](const LayerClass& c, int layer, Side side) -> std::unique_ptr<SideStore> {
-      const MethodChoice& m = side == Side::key ? r.key : r.value;
-      auto inner = m.method->open_side(m.row, c, layer, side, p.shape.dtype);
-      if (sinks_.value + recent_.value == 0) return inner;
-      return std::make_unique<EdgeStore>(std::move(inner), c.kv_heads, side == Side::key ? c.k_dim : c.v_dim, side,
-                                         p.shape.dtype, sinks_, recent_);
+    return std::make_unique<SideCache>(p.shape, [&](const LayerClass& c, int layer, Side side) {
+      return open_side_of(r, c, layer, side, p.shape.dtype, sinks_, recent_);
     });
   };
   if (parts_.size() == 1) return open_part(parts_[0]);
@@ -162,6 +173,14 @@ std::unique_ptr<KvCache> BoundRecipe::open(const OpenInputs& inputs) const {
   for (const Part& p : parts_)
     if (!p.plain_states) layered->add(open_part(p), p.shape);
   return layered;
+}
+
+std::unique_ptr<SideStore> BoundRecipe::open_side(int layer, Side side) const {
+  for (const Part& p : parts_)
+    for (const LayerClass& c : p.shape.classes)
+      if (!p.plain_states && std::ranges::find(c.layers, layer) != c.layers.end())
+        return open_side_of(p.rule, c, layer, side, p.shape.dtype, sinks_, recent_);
+  throw InvalidArgument(cat("layer is ", layer, ", must be a layer that caches rows"));
 }
 
 }  // namespace kvatlas

@@ -44,10 +44,14 @@ void EdgeStore::read(int kv_head, std::int64_t first, View<float> out) const {
   }
 }
 
-void EdgeStore::crop(Tokens length) {
-  const Tokens before_recent = sinks_->size() + inner_->size();
-  if (length < before_recent && inner_->size().value > 0)
+void EdgeStore::check_crop(Tokens length) const {
+  if (length < sinks_->size() + inner_->size() && inner_->size().value > 0)
     throw Unsupported(cat("crop to ", length.value, " tokens would cut into the ", inner_->size().value, " coded ones"));
+}
+
+void EdgeStore::crop(Tokens length) {
+  check_crop(length);
+  const Tokens before_recent = sinks_->size() + inner_->size();
   if (length < sinks_->size()) sinks_->crop(length);
   recent_->crop(std::max(Tokens(0), length - before_recent));
 }

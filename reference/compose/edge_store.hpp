@@ -15,6 +15,7 @@ class EdgeStore final : public SideStore {
   void settle(bool prompt_done) override;
   Tokens size() const override;
   void read(int kv_head, std::int64_t first, View<float> out) const override;
+  void check_crop(Tokens length) const override;
   void crop(Tokens length) override;
   void buffers(const std::string& prefix, std::vector<NamedBuffer>& out) const override;
   void load(const std::string& prefix, std::span<const NamedBuffer> saved) override;

@@ -87,6 +87,8 @@ class BoundRecipe {
   Plan released_decode_plan(const History& h, const ContentCounts& counts = {}) const;
   Plan prefill_plan(const History& h, const ContentCounts& counts = {}) const;
   std::unique_ptr<KvCache> open(const OpenInputs& inputs = {}) const;
+  /// The store of one side of a layer; null where the layer's method does not code keys and values apart.
+  std::unique_ptr<SideStore> open_side(int layer, Side side) const;
   const CacheShape& shape() const { return shape_; }
 
  private:

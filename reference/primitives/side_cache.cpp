@@ -64,6 +64,9 @@ void SideCache::crop(Tokens length) {
   for (const Layer& l : layers_)
     if (l.c->window.value > 0 && l.keys->size() > length)
       throw Unsupported("crop: a sliding-window layer has dropped the tokens that would come back");
+  for (const Layer& l : layers_)  // all may refuse before any changes
+    for (const SideStore* s : {l.keys.get(), l.values.get()})
+      if (s != nullptr && s->size() > length) s->check_crop(length);
   for (const Layer& l : layers_)
     for (SideStore* s : {l.keys.get(), l.values.get()})
       if (s != nullptr && s->size() > length) s->crop(length);
@@ -124,8 +127,8 @@ void RowStore::crop(Tokens length) {
 
 void RowStore::buffers(const std::string& prefix, std::vector<NamedBuffer>& out) const {
   for (std::size_t h = 0; h < heads_.size(); ++h)
-    out.push_back({.name = cat(prefix, codec_.component, "/head", h), .component = "rows", .side = side_,
-                   .scope = Scope::token, .bytes = heads_[h]});
+    out.push_back({.name = cat(prefix, codec_.component, "/head", h), .component = codec_.component, .side = side_,
+                   .scope = codec_.scope, .bytes = heads_[h]});
 }
 
 void RowStore::load(const std::string& prefix, std::span<const NamedBuffer> saved) {
@@ -142,12 +145,13 @@ void RowStore::load(const std::string& prefix, std::span<const NamedBuffer> save
   rows_ = heads_.empty() ? 0 : static_cast<std::int64_t>(heads_.front().size()) / codec_.row_bytes;
 }
 
-std::unique_ptr<SideStore> plain_store(int kv_heads, int dim, Side side, Dtype dtype) {
+std::unique_ptr<SideStore> plain_store(int kv_heads, int dim, Side side, Dtype dtype, std::string_view component, Scope scope) {
   return std::make_unique<RowStore>(
       kv_heads, dim, side,
-      RowStore::Codec{.component = "rows", .row_bytes = std::int64_t{dim} * bytes_of(dtype),
+      RowStore::Codec{.component = component, .row_bytes = std::int64_t{dim} * bytes_of(dtype),
                       .encode = [dtype](std::span<const float> row, std::span<std::byte> to) { num::store(dtype, row, to); },
-                      .decode = [dtype](std::span<const std::byte> from, std::span<float> row) { num::load(dtype, from, row); }});
+                      .decode = [dtype](std::span<const std::byte> from, std::span<float> row) { num::load(dtype, from, row); },
+                      .scope = scope});
 }
 
 }  // namespace kvatlas

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "reference/faces.hpp"
@@ -45,10 +46,11 @@ class SideCache final : public KvCache {
 class RowStore final : public SideStore {
  public:
   struct Codec {
-    std::string component;  // ledger component and buffer name
+    std::string_view component;  // ledger component and buffer name, a literal
     std::int64_t row_bytes = 0;
     std::function<void(std::span<const float>, std::span<std::byte>)> encode;
     std::function<void(std::span<const std::byte>, std::span<float>)> decode;
+    Scope scope = Scope::token;
   };
   RowStore(int kv_heads, int dim, Side side, Codec codec);
 
@@ -70,6 +72,7 @@ class RowStore final : public SideStore {
 };
 
 /// A RowStore that keeps the cache's dtype.
-std::unique_ptr<SideStore> plain_store(int kv_heads, int dim, Side side, Dtype dtype);
+std::unique_ptr<SideStore> plain_store(int kv_heads, int dim, Side side, Dtype dtype, std::string_view component = "rows",
+                                       Scope scope = Scope::token);
 
 }  // namespace kvatlas

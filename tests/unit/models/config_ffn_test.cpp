@@ -11,7 +11,9 @@ using testing::refusal;
 using testing::small_llama;
 
 json sparse(const json& patch) {
-  return changed(changed(small_llama(), {{"model_type", "deepseek_v3"}, {"n_routed_experts", 4}, {"num_experts_per_tok", 2},
+  return changed(changed(small_llama(), {{"model_type", "deepseek_v3"},
+                                         {"n_routed_experts", 4},
+                                         {"num_experts_per_tok", 2},
                                          {"moe_intermediate_size", 32}}),
                  patch);
 }
@@ -39,20 +41,25 @@ TEST_CASE("shared experts, router corrections and gates are counted", "[unit]") 
   CHECK(count({{"topk_method", "noaux_tc"}}) - plain == 4 * 4);
   CHECK(count({{"shared_expert_intermediate_size", 16}}) - plain == 4 * (3 * 16 * 64 + 64));
   CHECK(count({{"n_routed_experts", 5}}) - plain == 4 * (3 * 32 * 64 + 64));
-  const Model oss = import(changed(small_llama(), {{"model_type", "gpt_oss"}, {"num_local_experts", 4}, {"num_experts_per_tok", 2},
-                                                   {"sliding_window", 16}}));
+  const Model oss = import(changed(
+      small_llama(),
+      {{"model_type", "gpt_oss"}, {"num_local_experts", 4}, {"num_experts_per_tok", 2}, {"sliding_window", 16}}));
   // router 4 biases, experts 4 * (96 + 96 + 64), sinks 8 a layer
-  const Model mixtral = import(changed(small_llama(), {{"model_type", "mixtral"}, {"num_local_experts", 4}, {"num_experts_per_tok", 2}}));
+  const Model mixtral =
+      import(changed(small_llama(), {{"model_type", "mixtral"}, {"num_local_experts", 4}, {"num_experts_per_tok", 2}}));
   CHECK(parameters(oss) - parameters(mixtral) == 4 * (4 + 4 * 256 + 8));
 }
 
 TEST_CASE("experts that cannot be are refused", "[unit]") {
-  CHECK(refusal(sparse({{"num_experts_per_tok", 5}})) == "num_experts_per_tok is 5, must be at most the number of experts (4)");
-  CHECK(refusal(sparse({{"num_experts_per_tok", nullptr}})) == "num_experts_per_tok is missing, must be an integer from 1 to 16384");
+  CHECK(refusal(sparse({{"num_experts_per_tok", 5}})) ==
+        "num_experts_per_tok is 5, must be at most the number of experts (4)");
+  CHECK(refusal(sparse({{"num_experts_per_tok", nullptr}})) ==
+        "num_experts_per_tok is missing, must be an integer from 1 to 16384");
   CHECK(refusal(sparse({{"moe_intermediate_size", nullptr}, {"intermediate_size", nullptr}})) ==
         "moe_intermediate_size is missing, must be an integer from 1 to 262144");
   CHECK(refusal(sparse({{"n_routed_experts", -1}})) == "n_routed_experts is -1, must be an integer from 0 to 16384");
-  CHECK(refusal(sparse({{"mlp_only_layers", {4}}})) == "mlp_only_layers is [4], must be an array of integers from 0 to 3");
+  CHECK(refusal(sparse({{"mlp_only_layers", {4}}})) ==
+        "mlp_only_layers is [4], must be an array of integers from 0 to 3");
   CHECK(refusal(sparse({{"moe_layer_freq", 0}})) == "moe_layer_freq is 0, must be an integer from 1 to 1024");
 }
 

@@ -51,8 +51,11 @@ TEST_CASE("the first spelling present wins, and every spelling is checked", "[un
 }
 
 TEST_CASE("a value of the wrong type is shown shortly", "[unit]") {
-  const json object{{"long", std::string(200, 'x')}, {"list", json::array({1, 2, 3, 4, 5, 6, 7, 8, 9})}, {"object", {{"a", 1}}},
-                    {"list_of_text", {"a", 1}}, {"infinite", 1e300}};
+  const json object{{"long", std::string(200, 'x')},
+                    {"list", json::array({1, 2, 3, 4, 5, 6, 7, 8, 9})},
+                    {"object", {{"a", 1}}},
+                    {"list_of_text", {"a", 1}},
+                    {"infinite", 1e300}};
   ReadLog log;
   Fields fields(object, log, "outer");
   CHECK(said([&] { fields.integer("long", 0, 1); }) ==
@@ -60,7 +63,8 @@ TEST_CASE("a value of the wrong type is shown shortly", "[unit]") {
   CHECK(said([&] { fields.boolean("list"); }) == "outer.list is an array of 9 entries, must be true or false");
   CHECK(said([&] { fields.text("object"); }) == "outer.object is an object, must be a string");
   CHECK(said([&] { fields.texts("list_of_text"); }) == "outer.list_of_text is [\"a\",1], must be an array of strings");
-  CHECK(said([&] { fields.object("long"); }) == cat("outer.long is \"", std::string(56, 'x'), "..., must be a JSON object"));
+  CHECK(said([&] { fields.object("long"); }) ==
+        cat("outer.long is \"", std::string(56, 'x'), "..., must be a JSON object"));
   CHECK(said([&] { fields.number("infinite", 0.0, 1.0); }) == "outer.infinite is 1e+300, must be a number from 0 to 1");
 }
 

@@ -23,13 +23,18 @@ TEST_CASE("windows follow the rule of their family", "[unit]") {
   CHECK(windowed({{"model_type", "mistral"}}).empty());
   CHECK(windowed({{"model_type", "qwen2"}, {"sliding_window", 16}}).empty());
   CHECK(windowed({{"model_type", "qwen2"}, {"sliding_window", 16}, {"use_sliding_window", false}}).empty());
-  CHECK(windowed({{"model_type", "qwen2"}, {"sliding_window", 16}, {"use_sliding_window", true}, {"max_window_layers", 3}}) == L{3});
+  CHECK(
+      windowed(
+          {{"model_type", "qwen2"}, {"sliding_window", 16}, {"use_sliding_window", true}, {"max_window_layers", 3}}) ==
+      L{3});
   CHECK(windowed({{"model_type", "gemma2"}, {"sliding_window", 16}}) == L{0, 2});
   CHECK(windowed({{"model_type", "gemma3_text"}, {"sliding_window", 16}, {"sliding_window_pattern", 3}}) == L{0, 1, 3});
-  CHECK(windowed({{"model_type", "gemma3_text"}, {"sliding_window", 16}, {"_sliding_window_pattern", 4}}) == L{0, 1, 2});
+  CHECK(windowed({{"model_type", "gemma3_text"}, {"sliding_window", 16}, {"_sliding_window_pattern", 4}}) ==
+        L{0, 1, 2});
   CHECK(windowed({{"model_type", "gpt_oss"}, {"sliding_window", 16}}) == L{0, 2});
   CHECK(windowed({{"sliding_window", 16},
-                  {"layer_types", {"full_attention", "sliding_attention", "full_attention", "full_attention"}}}) == L{1});
+                  {"layer_types", {"full_attention", "sliding_attention", "full_attention", "full_attention"}}}) ==
+        L{1});
 }
 
 TEST_CASE("a window that no trained context fills is no window", "[unit]") {
@@ -56,8 +61,12 @@ TEST_CASE("wrong layer types and windows are refused", "[unit]") {
 json kimi(const json& lists) {
   json linear{{"num_heads", 2}, {"head_dim", 8}, {"short_conv_kernel_size", 4}};
   linear.update(lists);
-  return changed(small_llama(), {{"model_type", "kimi_linear"}, {"kv_lora_rank", 16}, {"qk_nope_head_dim", 8},
-                                 {"qk_rope_head_dim", 4}, {"v_head_dim", 8}, {"linear_attn_config", linear}});
+  return changed(small_llama(), {{"model_type", "kimi_linear"},
+                                 {"kv_lora_rank", 16},
+                                 {"qk_nope_head_dim", 8},
+                                 {"qk_rope_head_dim", 4},
+                                 {"v_head_dim", 8},
+                                 {"linear_attn_config", linear}});
 }
 
 TEST_CASE("linear layers keep a state of fp32 and the last taps, as by hand", "[unit]") {
@@ -68,9 +77,12 @@ TEST_CASE("linear layers keep a state of fp32 and the last taps, as by hand", "[
   CHECK(fixed_cache_bytes(m) == Bytes(3 * (512 + 288)));
   CHECK(m.cache.class_of(3).score_scale == 1.0 / std::sqrt(12.0));
 
-  const json next = changed(small_llama(), {{"model_type", "qwen3_next"}, {"full_attention_interval", 2},
-                                            {"linear_num_key_heads", 2}, {"linear_num_value_heads", 4},
-                                            {"linear_key_head_dim", 8}, {"linear_value_head_dim", 8},
+  const json next = changed(small_llama(), {{"model_type", "qwen3_next"},
+                                            {"full_attention_interval", 2},
+                                            {"linear_num_key_heads", 2},
+                                            {"linear_num_value_heads", 4},
+                                            {"linear_key_head_dim", 8},
+                                            {"linear_value_head_dim", 8},
                                             {"linear_conv_kernel_dim", 4}});
   const Model n = import(next);
   CHECK(n.cache.class_of(1).kind == RowKind::kv);
@@ -93,8 +105,12 @@ TEST_CASE("Kimi's lists must name each layer once", "[unit]") {
 }
 
 TEST_CASE("latent attention is refused where its widths are missing or odd", "[unit]") {
-  const json mla = changed(small_llama(), {{"model_type", "deepseek_v3"}, {"kv_lora_rank", 16}, {"q_lora_rank", 24},
-                                           {"qk_nope_head_dim", 8}, {"qk_rope_head_dim", 4}, {"v_head_dim", 8}});
+  const json mla = changed(small_llama(), {{"model_type", "deepseek_v3"},
+                                           {"kv_lora_rank", 16},
+                                           {"q_lora_rank", 24},
+                                           {"qk_nope_head_dim", 8},
+                                           {"qk_rope_head_dim", 4},
+                                           {"v_head_dim", 8}});
   const Model m = import(mla);
   // q_a 24x64, its norm 24, q_b 8*12x24, kv_a 20x64, its norm 16, kv_b 8*16x16, o 64x64
   std::int64_t attention = 0;
@@ -103,9 +119,11 @@ TEST_CASE("latent attention is refused where its widths are missing or odd", "[u
   CHECK(attention == 24 * 64 + 96 * 24 + 20 * 64 + 128 * 16 + 64 * 64);
   CHECK(m.cache.class_of(0).rope.first_channel == 16);
   CHECK(m.cache.class_of(0).rope.rotary_dim == 4);
-  CHECK(refusal(changed(mla, {{"v_head_dim", nullptr}})) == "v_head_dim is missing, must be an integer from 1 to 16384");
+  CHECK(refusal(changed(mla, {{"v_head_dim", nullptr}})) ==
+        "v_head_dim is missing, must be an integer from 1 to 16384");
   CHECK(refusal(changed(mla, {{"qk_rope_head_dim", 5}})) == "qk_rope_head_dim is 5, must be even");
-  CHECK(refusal(changed(mla, {{"index_n_heads", 4}, {"index_head_dim", 8}, {"index_topk", 16}, {"q_lora_rank", nullptr}})) ==
+  CHECK(refusal(changed(mla,
+                        {{"index_n_heads", 4}, {"index_head_dim", 8}, {"index_topk", 16}, {"q_lora_rank", nullptr}})) ==
         "q_lora_rank is missing, must be given where index_n_heads is");
   CHECK(refusal(changed(mla, {{"index_n_heads", 4}, {"index_topk", 16}})) ==
         "index_head_dim is missing, must be an integer from 1 to 16384");

@@ -11,9 +11,10 @@
 namespace kvatlas::models::testing {
 
 inline nlohmann::json small_llama() {
-  return {{"model_type", "llama"}, {"torch_dtype", "bfloat16"}, {"hidden_size", 64}, {"intermediate_size", 96},
-          {"num_hidden_layers", 4}, {"num_attention_heads", 8}, {"num_key_value_heads", 2}, {"vocab_size", 100},
-          {"max_position_embeddings", 512}, {"rope_theta", 10000.0}};
+  return {{"model_type", "llama"},    {"torch_dtype", "bfloat16"}, {"hidden_size", 64},
+          {"intermediate_size", 96},  {"num_hidden_layers", 4},    {"num_attention_heads", 8},
+          {"num_key_value_heads", 2}, {"vocab_size", 100},         {"max_position_embeddings", 512},
+          {"rope_theta", 10000.0}};
 }
 
 inline nlohmann::json changed(nlohmann::json config, const nlohmann::json& patch) {

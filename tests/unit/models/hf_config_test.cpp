@@ -29,8 +29,10 @@ TEST_CASE("a wrong or missing field is refused in one sentence", "[unit]") {
         "hidden_size is 66, must be a multiple of num_attention_heads (8) where head_dim is absent");
   CHECK(with({{"num_hidden_layers", nullptr}}) == "num_hidden_layers is missing, must be an integer from 1 to 1024");
   CHECK(with({{"num_hidden_layers", -4}}) == "num_hidden_layers is -4, must be an integer from 1 to 1024");
-  CHECK(with({{"num_attention_heads", nullptr}}) == "num_attention_heads is missing, must be an integer from 1 to 4096");
-  CHECK(with({{"num_key_value_heads", 3}}) == "num_attention_heads is 8, must be a multiple of num_key_value_heads (3)");
+  CHECK(with({{"num_attention_heads", nullptr}}) ==
+        "num_attention_heads is missing, must be an integer from 1 to 4096");
+  CHECK(with({{"num_key_value_heads", 3}}) ==
+        "num_attention_heads is 8, must be a multiple of num_key_value_heads (3)");
   CHECK(with({{"num_key_value_heads", 0}}) == "num_key_value_heads is 0, must be an integer from 1 to 4096");
   CHECK(with({{"num_key_value_heads", true}}) == "num_key_value_heads is true, must be an integer from 1 to 4096");
   CHECK(with({{"vocab_size", nullptr}}) == "vocab_size is missing, must be an integer from 1 to 16777216");
@@ -38,11 +40,11 @@ TEST_CASE("a wrong or missing field is refused in one sentence", "[unit]") {
         "vocab_size is 18446744073709551615, must be an integer from 1 to 16777216");
   CHECK(with({{"intermediate_size", nullptr}}) == "intermediate_size is missing, must be an integer from 1 to 262144");
   CHECK(with({{"head_dim", 0}}) == "head_dim is 0, must be an integer from 1 to 16384");
-  CHECK(with({{"head_dim", 7}}) ==
-        "partial_rotary_factor is 1, must leave an even number of channels of head_dim (7)");
+  CHECK(with({{"head_dim", 7}}) == "partial_rotary_factor is 1, must leave an even number of channels of head_dim (7)");
   CHECK(with({{"num_attention_heads", 4096}, {"head_dim", 512}}) ==
         "num_attention_heads is 4096 with 512 channels each, must together be at most 1048576");
-  CHECK(with({{"max_position_embeddings", 0}}) == "max_position_embeddings is 0, must be an integer from 1 to 268435456");
+  CHECK(with({{"max_position_embeddings", 0}}) ==
+        "max_position_embeddings is 0, must be an integer from 1 to 268435456");
   CHECK(with({{"torch_dtype", "int3"}}) == "torch_dtype is \"int3\", must be one of bfloat16, float16, float32");
   CHECK(with({{"torch_dtype", 16}}) == "torch_dtype is 16, must be a string");
   CHECK(with({{"tie_word_embeddings", "yes"}}) == "tie_word_embeddings is \"yes\", must be true or false");
@@ -76,8 +78,24 @@ TEST_CASE("every truncation of a valid config is refused", "[unit]") {
 }
 
 TEST_CASE("any odd value in any field is imported or refused, and counts stay counts", "[unit]") {
-  const json odd[] = {-1, 0, 1, 3, 1e300, 4294967297, 9223372036854775807, 18446744073709551615ULL, "", "x", true, false, 0.5,
-                      json::array(), json::object(), json::array({0}), json::array({"x", nullptr}), {{"factor", 1}}};
+  const json odd[] = {-1,
+                      0,
+                      1,
+                      3,
+                      1e300,
+                      4294967297,
+                      9223372036854775807,
+                      18446744073709551615ULL,
+                      "",
+                      "x",
+                      true,
+                      false,
+                      0.5,
+                      json::array(),
+                      json::object(),
+                      json::array({0}),
+                      json::array({"x", nullptr}),
+                      {{"factor", 1}}};
   int accepted = 0, refused = 0;
   for (const ZooFile& file : zoo_files()) {
     const json config = json::parse(file.text);
@@ -103,10 +121,12 @@ TEST_CASE("any odd value in any field is imported or refused, and counts stay co
 }
 
 TEST_CASE("the largest model that is accepted does not overflow its counts", "[unit]") {
-  const json largest{{"model_type", "mixtral"}, {"torch_dtype", "float32"}, {"hidden_size", 262144}, {"intermediate_size", 262144},
-                     {"num_hidden_layers", 1024}, {"num_attention_heads", 4096}, {"num_key_value_heads", 4096}, {"head_dim", 256},
-                     {"vocab_size", 16777216}, {"sliding_window", 268435456},
-                     {"num_local_experts", 16384}, {"num_experts_per_tok", 16384}};
+  const json largest{{"model_type", "mixtral"},     {"torch_dtype", "float32"},
+                     {"hidden_size", 262144},       {"intermediate_size", 262144},
+                     {"num_hidden_layers", 1024},   {"num_attention_heads", 4096},
+                     {"num_key_value_heads", 4096}, {"head_dim", 256},
+                     {"vocab_size", 16777216},      {"sliding_window", 268435456},
+                     {"num_local_experts", 16384},  {"num_experts_per_tok", 16384}};
   const Model m = import(largest);
   const double values = 1024.0 * (16384.0 * 3.0 * 262144.0 * 262144.0);
   CHECK(static_cast<double>(parameters(m)) == Approx(values).epsilon(1e-3));
@@ -117,7 +137,8 @@ TEST_CASE("a model of another architecture is refused, not approximated", "[unit
   CHECK(unsupported(changed(small_llama(), {{"is_encoder_decoder", true}})) ==
         "is_encoder_decoder is true, must be false: only decoders are imported");
   CHECK(unsupported(changed(small_llama(), {{"model_type", "mamba2"}, {"state_size", 128}})) ==
-        "model_type is \"mamba2\" with field state_size, must be a decoder of attention, latent or linear-attention layers");
+        "model_type is \"mamba2\" with field state_size, must be a decoder of attention, latent or linear-attention "
+        "layers");
 }
 
 TEST_CASE("unknown fields and assumptions are reported", "[unit]") {
@@ -147,8 +168,11 @@ TEST_CASE("a gemma3 config is completed from its published defaults, and says so
                     {"torch_dtype", "bfloat16"},
                     {"mm_tokens_per_image", 256},
                     {"text_config",
-                     {{"hidden_size", 2560}, {"intermediate_size", 10240}, {"model_type", "gemma3_text"},
-                      {"num_hidden_layers", 34}, {"rope_scaling", {{"factor", 8.0}, {"rope_type", "linear"}}},
+                     {{"hidden_size", 2560},
+                      {"intermediate_size", 10240},
+                      {"model_type", "gemma3_text"},
+                      {"num_hidden_layers", 34},
+                      {"rope_scaling", {{"factor", 8.0}, {"rope_type", "linear"}}},
                       {"sliding_window", 1024}}},
                     {"vision_config", {{"hidden_size", 1152}}}};
   const Model m = import(config);
@@ -173,9 +197,11 @@ TEST_CASE("layers that share rows own none and carry no key and value matrices",
   CHECK(kv_bytes_per_token(m) == Bytes(kv_bytes_per_token(own).value * 3 / 4));
   CHECK(parameters(own) - parameters(m) == 2 * 16 * 64);
   CHECK(layers(m) == 4);
-  CHECK(refusal(changed(small_llama(), {{"num_kv_shared_layers", 1}, {"sliding_window", 16},
-                                        {"layer_types", {"sliding_attention", "sliding_attention", "sliding_attention",
-                                                         "full_attention"}}})) ==
+  CHECK(refusal(changed(
+            small_llama(),
+            {{"num_kv_shared_layers", 1},
+             {"sliding_window", 16},
+             {"layer_types", {"sliding_attention", "sliding_attention", "sliding_attention", "full_attention"}}})) ==
         "num_kv_shared_layers makes layer 3 read rows that no earlier layer of its kind keeps");
 }
 
@@ -185,6 +211,7 @@ TEST_CASE("biases, norms and layers without positions are counted", "[unit]") {
   CHECK(extra({{"attention_bias", true}}) == 4 * (64 + 16 + 16 + 64));
   CHECK(extra({{"model_type", "qwen2"}}) == 4 * (64 + 16 + 16));
   CHECK(extra({{"model_type", "qwen3"}}) == 4 * (8 + 8));
+  CHECK(extra({{"attn_output_gate", true}}) == 4 * 64 * 64);
   CHECK(extra({{"mlp_bias", true}}) == 4 * (96 + 96 + 64));
   CHECK(extra({{"model_type", "gemma2"}, {"sliding_window", 16}, {"tie_word_embeddings", false}}) == 4 * 2 * 64);
   const Model m = import(changed(small_llama(), {{"no_rope_layers", {1, 1, 1, 0}}}));
@@ -193,8 +220,8 @@ TEST_CASE("biases, norms and layers without positions are counted", "[unit]") {
 }
 
 TEST_CASE("an mpt config with grouped heads or a rare slope is not guessed at", "[unit]") {
-  const json mpt{{"model_type", "mpt"}, {"torch_dtype", "bfloat16"}, {"d_model", 64}, {"n_heads", 8}, {"n_layers", 2},
-                 {"vocab_size", 100}, {"max_seq_len", 128}, {"expansion_ratio", 4}};
+  const json mpt{{"model_type", "mpt"}, {"torch_dtype", "bfloat16"}, {"d_model", 64},      {"n_heads", 8},
+                 {"n_layers", 2},       {"vocab_size", 100},         {"max_seq_len", 128}, {"expansion_ratio", 4}};
   CHECK(import(mpt).cache.class_of(0).alibi);
   CHECK(parameters(import(changed(mpt, {{"no_bias", false}}))) - parameters(import(mpt)) ==
         2 * (3 * 64 + 64 + 256 + 64 + 2 * 64) + 64);

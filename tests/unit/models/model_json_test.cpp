@@ -15,7 +15,8 @@ TEST_CASE("the record of a model gives every figure with provenance and source",
       REQUIRE(j[key]["provenance"] == "published");
       REQUIRE(j[key]["source"] == m.source);
     }
-    for (const char* key : {"parameters", "active_parameters", "kv_bytes_per_token", "fixed_cache_bytes", "weight_bytes"}) {
+    for (const char* key :
+         {"parameters", "active_parameters", "kv_bytes_per_token", "fixed_cache_bytes", "weight_bytes"}) {
       REQUIRE(j[key]["provenance"] == "computed");
       REQUIRE(j[key]["value"].is_number_integer());
       REQUIRE_FALSE(j[key]["source"].get<std::string>().empty());

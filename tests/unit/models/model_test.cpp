@@ -25,7 +25,8 @@ TEST_CASE("a small model's weights add up as by hand", "[unit]") {
 }
 
 TEST_CASE("experts count whole in the model and in part for a token", "[unit]") {
-  const Model m = import(changed(small_llama(), {{"model_type", "mixtral"}, {"num_local_experts", 8}, {"num_experts_per_tok", 2}}));
+  const Model m =
+      import(changed(small_llama(), {{"model_type", "mixtral"}, {"num_local_experts", 8}, {"num_experts_per_tok", 2}}));
   const std::int64_t expert = 3 * 96 * 64;
   REQUIRE(parameters(m) - active_parameters(m) == 4 * 6 * expert);
   REQUIRE(m.groups[0].experts == 8);

@@ -12,7 +12,7 @@ namespace {
 
 struct Row {
   const char* slug;
-  std::int64_t parameters;     // exact totals of the published tensors; 0 = see the printed figure in the zoo
+  std::int64_t parameters;  // exact totals of the published tensors; 0 = see the printed figure in the zoo
   std::int64_t bytes_per_token;
   std::int64_t fixed_bytes;
   int layers;
@@ -39,15 +39,15 @@ constexpr Row kRows[] = {
     {"yi-6b-200k", 6061035520, 65536, 0, 32},
     {"yi-9b-200k", 8829407232, 98304, 0, 48},
     {"yi-34b-200k", 34388917248, 245760, 0, 60},
-    {"gemma-3-270m", 268098176, 3 * 1024, 15 * 512 * 1024, 18},                // 3 of 18 layers see everything
-    {"gemma-3-4b", 3880263168, 5 * 4096, 29 * 1024 * 4096, 34},                // 5 of 34
+    {"gemma-3-270m", 268098176, 3 * 1024, 15 * 512 * 1024, 18},                   // 3 of 18 layers see everything
+    {"gemma-3-4b", 3880263168, 5 * 4096, 29 * 1024 * 4096, 34},                   // 5 of 34
     {"gemma-3-27b", 27009346304, 10 * 8192, std::int64_t{52} * 1024 * 8192, 62},  // 10 of 62
     {"smollm2-135m", 134515008, 23040, 0, 30},
-    {"deepseek-v3", 671026419200, 70272, 0, 61},                               // 576 values of 2 bytes a layer
-    {"deepseek-v3.2", 0, 61 * (1152 + 132), 0, 61},                            // and an index row of 132 bytes
+    {"deepseek-v3", 671026419200, 70272, 0, 61},     // 576 values of 2 bytes a layer
+    {"deepseek-v3.2", 0, 61 * (1152 + 132), 0, 61},  // and an index row of 132 bytes
     {"gpt-oss-20b", 20914757184, 24576, 3145728, 24},
     {"gpt-oss-120b", 116829156672, 36864, 4718592, 36},
-    {"qwen3-next-80b-a3b", 0, 12 * 2048, 36 * (2097152 + 49152), 48},          // 4 layers: 1 full, 3 states
+    {"qwen3-next-80b-a3b", 0, 12 * 2048, 36 * (2097152 + 49152), 48},  // 4 layers: 1 full, 3 states
     {"kimi-linear-48b-a3b", 0, 7 * 1152, 20 * (2097152 + 73728), 27},
     {"lwm-7b-1m", 6738415616, 524288, 0, 32},
     {"gpt-j-6b", 6050882784, 458752, 0, 28},
@@ -80,7 +80,8 @@ TEST_CASE("derived figures round to the published ones", "[unit]") {
       ++compared;
     }
     if (const auto& p = m.published_kv_bytes_per_token) CHECK(kv_bytes_per_token(m) == Bytes(p->value));
-    if (const auto& p = m.published_kv_bytes_per_token_fp8_latent) CHECK(kv_bytes_per_token_fp8_latent(m) == Bytes(p->value));
+    if (const auto& p = m.published_kv_bytes_per_token_fp8_latent)
+      CHECK(kv_bytes_per_token_fp8_latent(m) == Bytes(p->value));
   }
   REQUIRE(compared >= 31);
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/errors.hpp"
+#include "core/linalg/qr.hpp"
 #include "tests/catch.hpp"
 #include "tests/unit/core/linalg/cases.hpp"
 
@@ -84,6 +85,14 @@ TEST_CASE("zero columns and zero matrices get completed factors", "[unit]") {
   REQUIRE((svd.sigma[4] == 0.0 && svd.sigma[5] == 0.0 && svd.sigma[3] > 0.1));
 }
 
+TEST_CASE("the right factors of an exact rank-one matrix are completed to a basis", "[unit]") {
+  const Matrix a(4, 3, {2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+  const Svd svd = jacobi_svd(a);
+  REQUIRE((svd.sigma[1] == 0.0 && svd.sigma[2] == 0.0));
+  check(a, svd);
+  check(transpose(a), jacobi_svd(transpose(a)));
+}
+
 TEST_CASE("equal singular values keep the order of the columns", "[unit]") {
   const Svd svd = jacobi_svd(Matrix::identity(6));
   REQUIRE(svd.sigma == std::vector<double>(6, 1.0));
@@ -121,6 +130,21 @@ TEST_CASE("the truncated SVD finds the leading part of a decaying matrix", "[uni
       for (std::size_t i = 0; i < n; ++i) along += part.v(i, j) * full.v(i, j);
       REQUIRE(std::abs(along - 1.0) < 1e-9);  // the same sign, too
     }
+  }
+}
+
+TEST_CASE("the truncated SVD makes exactly the stated passes", "[unit]") {
+  const Matrix a = random_matrix(70, 50, 12);
+  const RandomStream stream{.seed = 5};
+  Matrix basis(50, 6);
+  for (std::size_t i = 0; i < 50; ++i)
+    for (std::size_t j = 0; j < 6; ++j) basis(i, j) = random_normal(stream, i * 6 + j);
+  basis = householder_qr(basis).q;
+  for (int iterations = 0; iterations < 4; ++iterations) {
+    const Svd part = truncated_svd(a, {.rank = 4, .oversample = 2, .iterations = iterations, .start = stream});
+    const Svd small = jacobi_svd(matmul(a, basis));
+    REQUIRE(part.sigma == std::vector<double>(small.sigma.begin(), small.sigma.begin() + 4));
+    basis = householder_qr(matmul(transpose(a), householder_qr(matmul(a, basis)).q)).q;
   }
 }
 

@@ -1,0 +1,171 @@
+// compress: the user's own keys and values through a method's reference; packed buffers, exact bytes, errors.
+#include "reference/compose/compress.hpp"
+
+#include <cstring>
+#include <limits>
+#include <ostream>
+
+#include "cli/commands/command.hpp"
+#include "cli/commands/support/kv_input.hpp"
+#include "cli/commands/support/options.hpp"
+#include "cli/commands/support/record.hpp"
+#include "cli/commands/support/table.hpp"
+#include "core/io/safetensors.hpp"
+#include "models/registry.hpp"
+
+namespace kvatlas::cli {
+
+namespace {
+
+const Usage& usage() {
+  static const Usage u{
+      .command = "compress", .positional = "[IN]", .least = 0, .most = 1,
+      .example = "kvatlas compress layer7.safetensors --method kivi:bits=2 --out packed.safetensors",
+      .options = {Option::text("method", "M", "method and parameters").needed(),
+                  Option::text("out", "FILE", "safetensors file for the packed buffers").needed(),
+                  Option::text("q", "FILE", ".npy of queries [query heads, tokens, dim]"),
+                  Option::text("k", "FILE", ".npy of keys [kv heads, tokens, dim]"),
+                  Option::text("v", "FILE", ".npy of values [kv heads, tokens, dim]"),
+                  Option::choice("rope", {"before", "after"}, "whether keys and queries come before or after rotary embedding "
+                                 "(default: the file's metadata, else after)"),
+                  Option::text("model", "M", "model whose rotary embedding applies to keys before RoPE"),
+                  Option::number("rope-base", 1, 1e12, "rotary base for keys before RoPE of no model (all channels, half-split)"),
+                  Option::choice("dtype", {"bf16", "fp16", "f32"}, "dtype of the uncompressed cache (default: fp16 for fp16 files, else bf16)"),
+                  Option::text("trained", "FILE", "safetensors of trained parts, where the method needs them"),
+                  Option::integer("seed", 0, 2147483647, "seed of methods that draw random numbers", "0"),
+                  Option::integer("probes", 1, 4096, "tokens at the end that measure the attention error", "8")},
+      .note = "IN is a safetensors file with k, v and optionally q, each [heads, tokens, dim], metadata rope: before|after;\n"
+              "or give --k and --v (and --q) as .npy files."};
+  return u;
+}
+
+std::optional<std::string> given(const Parsed& p, const char* name) {
+  return p.has(name) ? std::optional(p.text(name)) : std::nullopt;
+}
+
+int narrow(std::int64_t n, const char* what) {
+  if (n > std::numeric_limits<int>::max()) throw IoError(cat(what, " is ", n, ", must be at most ", std::numeric_limits<int>::max()));
+  return static_cast<int>(n);
+}
+
+/// The rotary embedding that the cache applies: none for keys that are rotated already.
+RopeSpec rope_of(const Parsed& p, const KvInput& in, int head_dim, const Streams& io) {
+  bool before = in.before_rope.value_or(false);
+  if (p.has("rope")) {
+    before = p.text("rope") == "before";
+    if (in.before_rope && *in.before_rope != before)
+      throw UsageError(cat("--rope is ", p.text("rope"), ", the file's metadata says ", *in.before_rope ? "before" : "after"));
+  } else if (!in.before_rope) {
+    io.err << "kvatlas compress: the input does not say; keys and queries are taken as after RoPE (--rope before changes that)\n";
+  }
+  if (!before) return {};
+  if (p.has("model")) {
+    for (const LayerClass& c : models::load_model(p.text("model")).cache.classes)
+      if (c.kind == RowKind::kv && c.k_dim == head_dim) return c.rope;
+    throw UsageError(cat("--model is ", p.text("model"), ", which has no key-value layer with head_dim ", head_dim));
+  }
+  if (p.has("rope-base")) return {.base = p.number("rope-base"), .rotary_dim = head_dim};
+  throw UsageError("keys are before RoPE, so the rotary embedding must be known: give --model or --rope-base");
+}
+
+Dtype dtype_of(const Parsed& p, const KvInput& in) {
+  if (!p.has("dtype")) return in.dtype;
+  return p.text("dtype") == "f32" ? Dtype::f32 : p.text("dtype") == "fp16" ? Dtype::f16 : Dtype::bf16;
+}
+
+/// Buffers as U8 arrays; the metadata tells what they are buffers of.
+io::SafeTensors packed(const Compression& result, const Recipe& recipe, const CacheShape& shape, std::int64_t tokens) {
+  const LayerClass& c = shape.classes[0];
+  io::SafeTensors file;
+  file.metadata = {{"method", recipe.canonical()}, {"q_heads", cat(c.q_heads)}, {"kv_heads", cat(c.kv_heads)}, {"k_dim", cat(c.k_dim)},
+                   {"v_dim", cat(c.v_dim)}, {"tokens", cat(tokens)}, {"dtype", name_of(shape.dtype)},
+                   {"rope", c.rope.rotary_dim > 0 ? "applied" : "after"}};
+  Json components = Json::object();
+  for (const NamedBuffer& b : result.buffers) {
+    file.tensors[b.name] = {.type = io::ElementType::u8, .dims = {static_cast<std::int64_t>(b.bytes.size())}, .bytes = b.bytes};
+    components[b.name] = {{"component", b.component}, {"side", name_of(b.side)}, {"scope", name_of(b.scope)}};
+  }
+  file.metadata["buffers"] = components.dump();
+  return file;
+}
+
+/// Families whose choice of tokens is made by queries: without them the bytes are right, what is kept is not.
+bool chooses_tokens(const Recipe& recipe) {
+  for (const Rule& r : recipe.rules())
+    for (const MethodChoice* m : {&r.key, &r.value})
+      for (const Family f : {Family::eviction, Family::merging, Family::retrieval, Family::sparse_prefill})
+        if (m->method->family == f) return true;
+  return false;
+}
+
+Json optional_number(const std::optional<double>& x) { return x ? Json(*x) : Json(nullptr); }
+
+}  // namespace
+
+int run_compress(const Arguments& args, const Streams& io) {
+  const auto parsed = parse(usage(), args, io);
+  if (!parsed) return kDone;
+  const Parsed& p = *parsed;
+  const bool from_npy = p.has("k") || p.has("v") || p.has("q");
+  if (from_npy == !p.positional().empty()) throw UsageError("give either one safetensors file IN, or --k and --v (and --q) as .npy files");
+  if (from_npy && !(p.has("k") && p.has("v"))) throw UsageError("--k and --v are both needed");
+  const Recipe recipe = Recipe::parse(p.text("method"));
+  const KvInput in = read_kv(from_npy ? std::nullopt : std::optional(p.positional()[0]), given(p, "q"), given(p, "k"), given(p, "v"));
+
+  const int kv_heads = narrow(in.k.dims[0], "kv heads"), k_dim = narrow(in.k.dims[2], "dim of k");
+  CacheShape shape = uniform_shape(1, in.q ? narrow(in.q->dims[0], "query heads") : kv_heads, kv_heads, k_dim, dtype_of(p, in), rope_of(p, in, k_dim, io));
+  shape.classes[0].v_dim = narrow(in.v.dims[2], "dim of v");
+  TensorMap trained;
+  if (p.has("trained")) trained = io::read_float_tensors(p.text("trained"));
+  const OpenInputs inputs{.trained = p.has("trained") ? &trained : nullptr, .seed = static_cast<std::uint64_t>(p.integer("seed"))};
+
+  Json warnings = Json::array();
+  if (!in.q && chooses_tokens(recipe))
+    warnings.push_back(cat("no q: queries were zeros, so the bytes are right but the tokens kept are not those that ", recipe.main().slug, " would keep"));
+  for (const Json& w : warnings) io.err << "kvatlas compress: " << w.get<std::string>() << "\n";
+
+  const KvRows rows{.k = view_of(in.k), .v = view_of(in.v), .q = in.q ? view_of(*in.q) : View<const float>{}};
+  Compression result;
+  try {
+    result = compress(recipe, shape, rows, inputs, p.integer("probes"));
+  } catch (const InvalidArgument& e) {
+    throw IoError(e.what());  // the file's content, not the command
+  }
+  io::write_safetensors(p.text("out"), packed(result, recipe, shape, in.k.dims[1]));
+
+  const double stored = static_cast<double>(result.ledger.total().value);
+  if (p.json()) {
+    print(io, {{"method", recipe.canonical()},
+               {"tokens", in.k.dims[1]},
+               {"dtype", name_of(shape.dtype)},
+               {"ledger", ledger_rows(result.ledger, "counted")},
+               {"total_bytes", result.ledger.total().value},
+               {"dense_bytes", result.dense.value},
+               {"bits_per_value", result.bits_per_value},
+               {"size_factor", result.size_factor},
+               {"k_rel_error", optional_number(result.k_rel_error)},
+               {"v_rel_error", optional_number(result.v_rel_error)},
+               {"attention_rel_error", optional_number(result.attention_rel_error)},
+               {"attention_probe_tokens", result.probes},
+               {"warnings", warnings},
+               {"out", p.text("out")},
+               {"provenance", {{"bytes", "counted"}, {"errors", "measured"}}}});
+    return kDone;
+  }
+  io.out << recipe.canonical() << ": " << in.k.dims[0] << " kv heads, " << spell_count(static_cast<double>(in.k.dims[1])) << " tokens, "
+         << name_of(shape.dtype) << " -> " << p.text("out") << "\n\n";
+  Table table({{"component"}, {"side"}, {"scope"}, {"bytes", Align::right}, {"share", Align::right}});
+  for (const LedgerEntry& e : result.ledger.entries())
+    table.add({std::string(e.component), name_of(e.side), name_of(e.scope), spell_count(static_cast<double>(e.bytes.value)),
+               fmt::format("{:.1f}%", 100 * static_cast<double>(e.bytes.value) / stored)});
+  table.add({"total (counted)", "", "", spell_count(stored), "100.0%"});
+  table.print(io.out, 2);
+  io.out << "\n  bits per value       " << spell_number(result.bits_per_value) << "\n  size factor          " << spell_number(result.size_factor)
+         << "\n  k relative error     " << spell_number(result.k_rel_error) << "\n  v relative error     " << spell_number(result.v_rel_error)
+         << "\n  attention rel. error " << spell_number(result.attention_rel_error);
+  if (result.probes > 0) io.out << " (last " << result.probes << " tokens, decoded through the compressed cache)";
+  io.out << "\n";
+  return kDone;
+}
+
+}  // namespace kvatlas::cli

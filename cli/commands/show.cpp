@@ -1,0 +1,175 @@
+// show: one method (or recipe) on one model: record, byte ledger, bits per value, plan of a decode step and of the prompt.
+#include <ostream>
+
+#include "cli/commands/command.hpp"
+#include "cli/commands/support/options.hpp"
+#include "cli/commands/support/record.hpp"
+#include "cli/commands/support/table.hpp"
+#include "models/registry.hpp"
+#include "reference/compose/recipe.hpp"
+
+namespace kvatlas::cli {
+
+namespace {
+
+const Usage& usage() {
+  static const Usage u{
+      .command = "show", .positional = "METHOD", .least = 1, .most = 1,
+      .example = "kvatlas show kivi:bits=2 --model llama-3.1-8b --context 32K",
+      .options = {Option::text("model", "M", "model slug or path of a config.json", "llama-3.1-8b"),
+                  Option::size("context", 1, 1 << 26, "prompt tokens in the cache", "32K"),
+                  Option::size("generated", 0, 1 << 20, "tokens generated after the prompt", "0"),
+                  Option::integer("batch", 1, 1 << 20, "equal sequences", "1"),
+                  Option::size("shared-prefix", 0, 1 << 26, "leading prompt tokens that all sequences share", "0"),
+                  Option::choice("plan", {"ideal", "released"}, "ideal: fused, well written; released: what the official code does", "ideal")}};
+  return u;
+}
+
+struct Answer {
+  Json json;
+  std::string refusal;  // why the method cannot serve the model; empty when it can
+  std::string formulas;
+};
+
+/// What can be said of a recipe on a shape: all null when it cannot exist.
+Answer figures(const Recipe& recipe, const CacheShape& shape, const History& h, bool released) {
+  Answer a;
+  a.json = {{"ledger", nullptr}, {"total_bytes", nullptr}, {"peak_bytes", nullptr}, {"dense_bytes", nullptr},
+            {"bits_per_value", nullptr}, {"size_factor", nullptr}, {"plan", nullptr}, {"prefill_plan", nullptr}};
+  if (auto reason = recipe.why_not(shape)) {
+    a.refusal = *reason;
+    return a;
+  }
+  const BoundRecipe bound = recipe.bind(shape);
+  const Ledger ledger = bound.ledger(h);
+  const std::int64_t dense = dense_bytes(shape, h.tokens()).value * h.sequences, stored = ledger.total().value;
+  const double values = static_cast<double>(dense) / bytes_of(shape.dtype);
+  const double bits = static_cast<double>(stored) * 8 / values, factor = static_cast<double>(dense) / static_cast<double>(stored);
+  a.json["ledger"] = ledger_rows(ledger, "computed");
+  a.json["total_bytes"] = stored;
+  a.json["peak_bytes"] = ledger.peak().value;
+  a.json["dense_bytes"] = dense;
+  a.json["bits_per_value"] = values > 0 ? Json(bits) : Json(nullptr);
+  a.json["size_factor"] = stored > 0 ? Json(factor) : Json(nullptr);
+  a.json["plan"] = plan_rows(released ? bound.released_decode_plan(h) : bound.decode_plan(h));
+  a.json["prefill_plan"] = plan_rows(bound.prefill_plan(h));
+  a.formulas = cat("bits_per_value = 8 x ", spell_count(static_cast<double>(stored)), " bytes stored / ", spell_count(values),
+                   " values = ", spell_number(bits), "\nsize_factor    = ", spell_count(static_cast<double>(dense)), " bytes in ",
+                   name_of(shape.dtype), " / ", spell_count(static_cast<double>(stored)), " bytes stored = ", spell_number(factor));
+  return a;
+}
+
+void print_wrapped(std::ostream& out, const std::string& label, const std::string& text) {
+  constexpr std::size_t kIndent = 13;
+  bool first = true;
+  for (const std::string& line : wrap(text, kLineWidth - kIndent)) {
+    out << fmt::format("{:<{}}", first ? label : "", kIndent) << line << "\n";
+    first = false;
+  }
+}
+
+void print_record(std::ostream& out, const Method& m) {
+  out << m.name << " (" << m.slug << "), " << name_of(m.family) << "\n";
+  print_wrapped(out, "paper", cat(m.paper.title, ", ", m.paper.year, ", ", m.paper.url));
+  std::string engines;
+  for (const Deployable& d : m.deployable) engines += cat(engines.empty() ? "" : "; ", d.engine, " >= ", d.min_version, ": ", d.flag);
+  print_wrapped(out, "runs in", engines.empty() ? "no engine: research only" : engines);
+  if (!m.needs.empty()) {
+    std::string needs;
+    for (const Need n : m.needs) needs += cat(needs.empty() ? "" : ", ", name_of(n));
+    print_wrapped(out, "needs", needs);
+  }
+  std::string limits;
+  const std::pair<const char*, const Serving::Answer*> answers[] = {
+      {"prefix cache", &m.serving.prefix_cache}, {"paged cache", &m.serving.paged_cache},
+      {"chunked prefill", &m.serving.chunked_prefill}, {"CUDA graphs", &m.serving.cuda_graphs},
+      {"tensor parallelism", &m.serving.tensor_parallelism}, {"speculation", &m.serving.speculation},
+      {"multi-turn", &m.serving.multi_turn}};
+  for (const auto& [name, answer] : answers)
+    if (answer->works != Works::yes)
+      limits += cat(limits.empty() ? "" : "; ", name, ": ", name_of(answer->works), answer->reason[0] != '\0' ? cat(" (", answer->reason, ")") : "");
+  print_wrapped(out, "serving", limits.empty() ? "no limit" : limits);
+  if (m.notes[0] != '\0') print_wrapped(out, "notes", m.notes);
+  if (!m.params.empty()) {
+    out << "\n";
+    Table table({{"parameter"}, {"default", Align::right}, {"range"}, {"meaning"}});
+    for (const ParamSpec& p : m.params) {
+      std::string range = p.type == ParamType::flag ? "true, false" : "";
+      if (p.type == ParamType::choice)
+        for (const std::string_view c : p.choices) range += cat(range.empty() ? "" : ", ", c);
+      if (range.empty()) range = cat(format_value(p, p.min), " to ", format_value(p, p.max), p.unit[0] != '\0' ? " " : "", p.unit);
+      table.add({p.name, format_value(p, p.default_value), range, p.help});
+    }
+    table.print(out, 2);
+  }
+}
+
+void print_plan(std::ostream& out, const Json& rows, const char* title) {
+  out << "\n" << title << "\n";
+  Table table({{"kernel"}, {"stage"}, {"reads", Align::right}, {"writes", Align::right}, {"operations", Align::right}, {"launches", Align::right}});
+  for (const Json& r : rows)
+    table.add({r["kernel"], r["stage"], spell_bytes(r["reads_bytes"]), spell_bytes(r["writes_bytes"]),
+               spell_si(r["flops"].get<double>(), "flop"), spell_number(r["launches"].get<double>())});
+  table.print(out, 2);
+}
+
+}  // namespace
+
+int run_show(const Arguments& args, const Streams& io) {
+  const auto parsed = parse(usage(), args, io);
+  if (!parsed) return kDone;
+  const Recipe recipe = Recipe::parse(parsed->positional()[0]);
+  const models::Model model = models::load_model(parsed->text("model"));
+  const History h{.prompt = parsed->tokens("context"), .generated = parsed->tokens("generated"),
+                  .sequences = static_cast<int>(parsed->integer("batch")), .shared_prefix = parsed->tokens("shared-prefix")};
+  if (h.shared_prefix > h.prompt)
+    throw UsageError(cat("--shared-prefix is ", h.shared_prefix.value, ", must be at most --context (", h.prompt.value, ")"));
+  const bool released = parsed->text("plan") == "released";
+  const Method& m = recipe.main();
+  const Answer a = figures(recipe, model.cache, h, released);
+
+  if (parsed->json()) {
+    Json document = method_record(m);
+    document["method"] = recipe.canonical();
+    document["model"] = model.slug;
+    document["context"] = h.prompt.value;
+    document["generated"] = h.generated.value;
+    document["batch"] = h.sequences;
+    document["dtype"] = name_of(model.cache.dtype);
+    document["plan_kind"] = released ? "released" : "ideal";
+    document.update(a.json);
+    document["why_not"] = a.refusal.empty() ? Json(nullptr) : Json(a.refusal);
+    document["formulas"] = a.formulas.empty() ? Json::array() : Json{a.formulas.substr(0, a.formulas.find('\n')), a.formulas.substr(a.formulas.find('\n') + 1)};
+    document["provenance"] = "computed";
+    print(io, document);
+    return kDone;
+  }
+
+  print_record(io.out, m);
+  io.out << "\n" << recipe.canonical() << " on " << model.name << ", " << spell_count(static_cast<double>(h.tokens().value)) << " tokens, batch "
+         << h.sequences << "\n";
+  if (!a.refusal.empty()) {
+    io.out << "  not possible: " << a.refusal << "\n";
+    return kDone;
+  }
+  Table ledger({{"component"}, {"side"}, {"scope"}, {"bytes", Align::right}, {"", Align::right}, {"share", Align::right}});
+  const double total = a.json["total_bytes"].get<double>();
+  for (const Json& r : a.json["ledger"]) {
+    const double bytes = r["bytes"];
+    ledger.add({r["component"], r["side"], r["scope"], spell_count(bytes), spell_bytes(bytes), fmt::format("{:.1f}%", total > 0 ? 100 * bytes / total : 0)});
+  }
+  ledger.add({"total", "", "", spell_count(total), spell_bytes(total), "100.0%"});
+  ledger.print(io.out, 2);
+  io.out << "\n";
+  for (std::size_t at = 0; at <= a.formulas.size();) {
+    const std::size_t end = std::min(a.formulas.find('\n', at), a.formulas.size());
+    io.out << "  " << a.formulas.substr(at, end - at) << "\n";
+    at = end + 1;
+  }
+  io.out << "  peak           = " << spell_bytes(a.json["peak_bytes"]) << " (end of the prompt, before compression, or steady state)\n";
+  print_plan(io.out, a.json["plan"], released ? "one decode step, released code (computed)" : "one decode step, ideal kernels (computed)");
+  print_plan(io.out, a.json["prefill_plan"], "the prompt (computed)");
+  return kDone;
+}
+
+}  // namespace kvatlas::cli

@@ -1,0 +1,217 @@
+// simulate: one deployment. A workload (requests/s, TTFT, TPOT), or with --context the microscope: one decode step.
+#include <fstream>
+#include <ostream>
+
+#include "cli/commands/command.hpp"
+#include "cli/commands/support/deployment.hpp"
+#include "cli/commands/support/record.hpp"
+#include "cli/commands/support/table.hpp"
+#include "core/io/file.hpp"
+#include "models/registry.hpp"
+#include "simulator/evaluator.hpp"
+
+namespace kvatlas::cli {
+
+namespace {
+
+const Usage& usage() {
+  static const Usage u{
+      .command = "simulate", .positional = "",
+      .example = "kvatlas simulate --model llama-3.1-8b --gpu h100-sxm --method kivi:bits=2 --prompt 32K --output 512",
+      .options = join({model_and_gpu_options(),
+                       {Option::text("method", "M", "method and parameters", "full"),
+                        Option::size("context", 1, 1 << 26, "microscope: cached tokens of one decode step, prefill excluded"),
+                        Option::integer("batch", 1, 1 << 20, "microscope: sequences of the step", "1"),
+                        Option::flag("explain", "open the figures into formulas with their numbers"),
+                        Option::text("trace", "FILE", "write the step's timeline as Chrome/Perfetto JSON")},
+                       workload_options(), deployment_options()}),
+      .note = "Either a workload (--prompt, --output, ...) or the microscope (--context, --batch)."};
+  return u;
+}
+
+Json number_or_null(double value, bool known) { return known ? Json(value) : Json(nullptr); }
+Json positive_or_null(double value) { return number_or_null(value, value > 0); }
+
+Json memory_record(const sim::Memory& m) {
+  return {{"weights_bytes", m.weights_bytes}, {"cache_bytes", m.cache_bytes}, {"workspace_bytes", m.workspace_bytes},
+          {"peak_bytes", m.peak_bytes}, {"total_bytes", m.total_bytes}, {"available_bytes", m.available_bytes}, {"fits", m.fits},
+          {"max_batch", m.max_batch}, {"kv_tokens", m.kv_tokens}, {"binding", m.binding.empty() ? Json(nullptr) : Json(m.binding)},
+          {"provenance", "computed"}};
+}
+
+Json breakdown(const std::vector<sim::StepPart>& parts) {
+  Json rows = Json::array();
+  for (const sim::StepPart& p : parts)
+    rows.push_back({{"part", p.part}, {"ms", 1e3 * p.seconds}, {"bound_by", sim::name_of(p.bound)}, {"bytes", p.bytes},
+                    {"flops", p.flops}, {"launches", p.launches}, {"provenance", "computed"}});
+  return rows;
+}
+
+/// The parts of a step one after another, as chrome://tracing and Perfetto read them; microseconds.
+std::string trace_of(const std::vector<sim::StepPart>& parts) {
+  Json events = Json::array();
+  double at = 0;
+  for (const sim::StepPart& p : parts) {
+    events.push_back({{"name", p.part}, {"ph", "X"}, {"ts", at}, {"dur", 1e6 * p.seconds}, {"pid", 1}, {"tid", 1},
+                      {"args", {{"bound_by", sim::name_of(p.bound)}, {"bytes", p.bytes}, {"flops", p.flops}, {"launches", p.launches}}}});
+    at += 1e6 * p.seconds;
+  }
+  return Json{{"traceEvents", events}, {"displayTimeUnit", "ms"}}.dump(1) + "\n";
+}
+
+/// What both kinds of question are answered with.
+struct Answer {
+  Json json;
+  sim::StepExplained step;
+  sim::Memory memory;
+  std::optional<double> speedup, speedup_decode_only;
+  std::string why_not;
+};
+
+Json common(const Answer& a, const sim::Deployment& d) {
+  Json parallel{{"tp", d.tp}, {"pp", d.pp}, {"dp", d.dp}, {"ep", d.ep}};
+  return {{"model", d.model->slug}, {"gpu", sim::canonical(d.gpu)}, {"method", d.recipe.canonical()}, {"weights", sim::name_of(d.weights)},
+          {"engine", (d.engine != nullptr ? *d.engine : sim::default_engine()).slug}, {"plan", d.released_plan ? "released" : "ideal"}, {"parallel", parallel},
+          {"memory", memory_record(a.memory)}, {"breakdown", breakdown(a.step.parts)}};
+}
+
+/// The same deployment without compression: what speed-ups are speed-ups over.
+sim::Evaluator baseline_of(sim::Deployment d) {
+  d.recipe = Recipe::parse("full");
+  d.released_plan = false;
+  return sim::Evaluator(std::move(d));
+}
+
+Json interval(const sim::StepFigures& f) {
+  return {{"low_ms", 1e3 * f.low_s}, {"high_ms", 1e3 * f.high_s}, {"evidence", sim::name_of(f.evidence)}, {"coverage", 0.8}, {"provisional", true}};
+}
+
+Answer microscope(const sim::Evaluator& e, Tokens context, int batch) {
+  Answer a;
+  a.step = e.explain_step(context, batch);
+  a.memory = e.memory(context, context, batch);
+  const sim::StepFigures& f = a.step.figures;
+  const sim::StepFigures full = baseline_of(e.deployment()).step(context, batch);
+  if (f.step_s > 0) a.speedup_decode_only = full.step_s / f.step_s;
+  if (!f.fits) a.why_not = a.memory.binding;
+  const int replicas = e.deployment().dp;
+  a.json = {{"mode", "decode only, prefill excluded"}, {"context", context.value}, {"batch", batch}, {"requests_per_s", nullptr},
+            {"tokens_per_s", f.tokens_per_s(batch) * replicas}, {"step_ms", 1e3 * f.step_s}, {"ttft_ms", nullptr},
+            {"tpot_ms", 1e3 * f.step_s}, {"speedup", nullptr}, {"speedup_decode_only", a.speedup_decode_only ? Json(*a.speedup_decode_only) : Json(nullptr)},
+            {"size_factor", e.size_factor(context)}, {"bound_by", sim::name_of(f.bound)}, {"interval", interval(f)},
+            {"energy_j_per_token", positive_or_null(f.energy_j / batch)}, {"usd_per_mtok", nullptr}};
+  return a;
+}
+
+Answer workload(const sim::Evaluator& e, const sim::Workload& w) {
+  Answer a;
+  const sim::WorkloadFigures f = e.workload(w);
+  const sim::WorkloadFigures full = baseline_of(e.deployment()).workload(w);
+  a.why_not = f.feasible ? "" : f.why_not;
+  if (f.feasible && full.feasible && full.requests_per_s > 0) {
+    a.speedup = f.requests_per_s / full.requests_per_s;
+    if (f.step_s > 0 && full.step_s > 0)
+      a.speedup_decode_only = (static_cast<double>(f.concurrency) / f.step_s) / (static_cast<double>(full.concurrency) / full.step_s);
+  }
+  // The breakdown shows the step in the middle of the output, at the concurrency that was found.
+  const Tokens middle = w.prompt + Tokens(w.output.value / 2);
+  const int batch = static_cast<int>(std::max<std::int64_t>(1, f.concurrency));
+  a.step = e.explain_step(middle, batch);
+  a.memory = e.memory(w.prompt, w.prompt + w.output, batch);
+  const bool ok = f.feasible;
+  a.json = {{"mode", "workload"}, {"prompt", w.prompt.value}, {"output", w.output.value}, {"feasible", ok},
+            {"why_not", ok ? Json(nullptr) : Json(f.why_not)}, {"concurrency", ok ? Json(f.concurrency) : Json(nullptr)},
+            {"requests_per_s", number_or_null(f.requests_per_s, ok)}, {"tokens_per_s", number_or_null(f.tokens_per_s, ok)},
+            {"step_ms", number_or_null(1e3 * f.step_s, ok)}, {"ttft_ms", number_or_null(1e3 * f.ttft_s, ok)},
+            {"tpot_ms", number_or_null(1e3 * f.tpot_s, ok)}, {"prefill_ms", number_or_null(1e3 * f.prefill_s, ok)},
+            {"speedup", a.speedup ? Json(*a.speedup) : Json(nullptr)},
+            {"speedup_decode_only", a.speedup_decode_only ? Json(*a.speedup_decode_only) : Json(nullptr)},
+            {"size_factor", f.size_factor}, {"bound_by", sim::name_of(f.bound)}, {"interval", interval(a.step.figures)},
+            {"interval_requests_per_s", ok ? Json{{"low", f.low_requests_per_s}, {"high", f.high_requests_per_s}, {"evidence", sim::name_of(f.evidence)}} : Json(nullptr)},
+            {"energy_j_per_token", number_or_null(f.energy_j_per_token, ok && f.energy_j_per_token > 0)},
+            {"usd_per_mtok", number_or_null(f.usd_per_mtok, ok && f.usd_per_mtok > 0)}};
+  return a;
+}
+
+void print_text(std::ostream& out, const Answer& a, const sim::Deployment& d, const std::string& question, bool explain) {
+  out << d.recipe.canonical() << " on " << d.model->name << ", " << d.gpu.name << ", weights " << sim::name_of(d.weights) << "\n" << question << "\n\n";
+  const auto line = [&](const char* label, const Json& value, const char* unit, const char* note = "") {
+    out << fmt::format("  {:<26}{:>10}{}{}{}\n", label, value.is_number() ? spell_number(value.get<double>()) : "-", unit[0] != '\0' ? " " : "", unit, note);
+  };
+  const Json& j = a.json;
+  for (const std::string& text : wrap(a.why_not.empty() ? "" : cat("NOT POSSIBLE: ", a.why_not), kLineWidth - 2))
+    if (!text.empty()) out << "  " << text << "\n";
+  if (j["mode"] == "workload") {
+    line("requests/s", j["requests_per_s"], "", j["interval_requests_per_s"].is_null() ? "" : fmt::format("   80% interval {} to {}", spell_number(j["interval_requests_per_s"]["low"].get<double>()), spell_number(j["interval_requests_per_s"]["high"].get<double>())).c_str());
+    line("concurrency", j["concurrency"], "");
+    line("TTFT", j["ttft_ms"], "ms");
+    line("TPOT", j["tpot_ms"], "ms");
+    line("speed-up, workload", j["speedup"], "x", "   over the uncompressed cache, prefill included");
+  }
+  line("tokens/s", j["tokens_per_s"], "");
+  line("decode step", j["step_ms"], "ms", fmt::format("   80% interval {} to {} ({}, provisional)", spell_number(1e3 * a.step.figures.low_s), spell_number(1e3 * a.step.figures.high_s), sim::name_of(a.step.figures.evidence)).c_str());
+  line("speed-up, decode only", j["speedup_decode_only"], "x");
+  line("size factor", j["size_factor"], "x");
+  out << fmt::format("  {:<26}{} of {} ({} weights, {} cache); at most {} sequences\n", "memory, peak", spell_bytes(a.memory.peak_bytes), spell_bytes(a.memory.available_bytes),
+                     spell_bytes(a.memory.weights_bytes), spell_bytes(a.memory.cache_bytes), a.memory.max_batch);
+  if (!j["energy_j_per_token"].is_null()) line("energy", j["energy_j_per_token"], "J/token", "   assumed");
+  if (!j["usd_per_mtok"].is_null()) line("price", j["usd_per_mtok"], "USD per million tokens", "   assumed");
+  out << "  bound by                  " << j["bound_by"].get<std::string>() << "\n\none decode step (computed)\n";
+  Table table({{"part"}, {"ms", Align::right}, {"bytes", Align::right}, {"operations", Align::right}, {"launches", Align::right}, {"bound by"}});
+  for (const sim::StepPart& p : a.step.parts)
+    table.add({p.part, spell_number(1e3 * p.seconds), spell_bytes(p.bytes), spell_si(p.flops, "flop"), spell_number(p.launches), sim::name_of(p.bound)});
+  table.print(out, 2);
+  if (explain) {
+    out << "\n";
+    for (const std::string& f : a.step.formulas) {
+      const std::vector<std::string> lines = wrap(f, kLineWidth - 6);
+      for (std::size_t i = 0; i < lines.size(); ++i) out << (i == 0 ? "  " : "      ") << lines[i] << "\n";
+    }
+  }
+}
+
+}  // namespace
+
+int run_simulate(const Arguments& args, const Streams& io) {
+  const auto parsed = parse(usage(), args, io);
+  if (!parsed) return kDone;
+  const Parsed& p = *parsed;
+  const bool microscopic = p.has("context");
+  if (microscopic && (p.has("prompt") || p.has("output")))
+    throw UsageError("give --context (one decode step) or --prompt and --output (a workload), not both");
+  if (!microscopic && !p.has("prompt") && !p.has("output"))
+    throw UsageError("needs a workload (--prompt N --output N) or the microscope (--context N --batch N)");
+  const models::Model model = models::load_model(p.text("model"));
+  sim::Deployment d = read_deployment(p, model);
+  d.recipe = Recipe::parse(p.text("method"));
+
+  std::string question;
+  Answer a;
+  if (microscopic) {
+    const sim::Evaluator e(d);
+    const int batch = static_cast<int>(p.integer("batch"));
+    a = microscope(e, p.tokens("context"), batch);
+    question = cat("one decode step, prefill excluded: ", spell_count(static_cast<double>(p.integer("context"))), " cached tokens, batch ", batch);
+  } else {
+    const sim::Workload w = read_workload(p);
+    const sim::Evaluator e(d);
+    a = workload(e, w);
+    question = spell(w);
+  }
+  if (p.has("trace")) {
+    const std::string text = trace_of(a.step.parts);
+    io::write_file(p.text("trace"), std::as_bytes(std::span(text)));
+  }
+  if (p.json()) {
+    Json document = common(a, d);
+    document.update(a.json);
+    document["formulas"] = p.has("explain") ? Json(a.step.formulas) : Json(nullptr);
+    document["provenance"] = "computed";
+    print(io, document);
+  } else {
+    print_text(io.out, a, d, question, p.has("explain"));
+  }
+  return kDone;  // a deployment that cannot be is an answer, not a failure
+}
+
+}  // namespace kvatlas::cli

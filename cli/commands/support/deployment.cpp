@@ -1,0 +1,80 @@
+#include "cli/commands/support/deployment.hpp"
+
+#include "cli/commands/support/table.hpp"
+#include "sweeps/spec.hpp"
+
+namespace kvatlas::cli {
+
+std::vector<Option> model_and_gpu_options() {
+  return {Option::text("model", "M", "model slug or path of a config.json").needed(),
+          Option::text("gpu", "G", "GPU slug or alias, also with changes: h100-sxm:hbm_bandwidth=6.7TB/s,l2=100MiB").needed()};
+}
+
+std::vector<Option> deployment_options() {
+  return {Option::text("weights", "FORMAT", "weight format: bf16, fp8, int8, int4_wo, ...", "bf16"),
+          Option::integer("tp", 1, 1024, "tensor-parallel ranks", "1"),
+          Option::integer("pp", 1, 1024, "pipeline stages", "1"),
+          Option::integer("dp", 1, 65536, "data-parallel replicas", "1"),
+          Option::integer("ep", 1, 1024, "expert-parallel ranks", "1"),
+          Option::text("engine", "E", "engine profile: overheads, page size, workspace (default: the neutral profile)"),
+          Option::number("gpu-memory-utilization", 0.05, 1, "share of the GPU's memory that may be used", "0.9"),
+          Option::size("chunk", 16, 1 << 24, "tokens of one prefill chunk", "8K"),
+          Option::choice("plan", {"ideal", "released"}, "kernels as well as written, or what the official code does", "ideal"),
+          Option::choice("arithmetic", {"float", "integer"}, "arithmetic of compressed attention", "float")};
+}
+
+std::vector<Option> workload_options() {
+  return {Option::size("prompt", 1, 1 << 26, "prompt tokens of a request"),
+          Option::size("output", 1, 1 << 24, "generated tokens of a request"),
+          Option::number("prefix-hit", 0, 1, "share of the prompt found in the prefix cache", "0"),
+          Option::integer("turns", 1, 1000, "turns of a conversation", "1"),
+          Option::number("rate", 1e-9, 1e9, "offered requests per second (default: as many as fit)"),
+          Option::integer("concurrency", 1, 1 << 20, "requests in flight (default: as many as fit memory and SLO)"),
+          Option::text("slo", "LIST", "limits: ttft_ms=2000,tpot_ms=50"),
+          Option::choice("cache-state", {"cold", "warm"}, "prefix cache at the start", "cold"),
+          Option::flag("disaggregated", "prefill and decode on GPUs of their own")};
+}
+
+sim::Deployment read_deployment(const Parsed& p, const models::Model& model) {
+  if (p.text("arithmetic") == "integer") throw Unsupported("--arithmetic integer is not part of this version yet");
+  sim::Deployment d;
+  d.model = &model;
+  d.gpu = sim::parse_gpu(p.text("gpu"));
+  d.weights = sim::parse_weight_format(p.text("weights"));
+  d.tp = static_cast<int>(p.integer("tp"));
+  d.pp = static_cast<int>(p.integer("pp"));
+  d.dp = static_cast<int>(p.integer("dp"));
+  d.ep = static_cast<int>(p.integer("ep"));
+  if (p.has("engine")) d.engine = &sim::find_engine(p.text("engine"));
+  d.gpu_memory_utilization = p.number("gpu-memory-utilization");
+  d.chunk = p.tokens("chunk");
+  d.released_plan = p.text("plan") == "released";
+  return d;
+}
+
+sim::Workload read_workload(const Parsed& p) {
+  for (const char* name : {"prompt", "output"})
+    if (!p.has(name)) throw UsageError(cat("--", name, " N is required"));
+  if (p.has("rate") && p.has("concurrency")) throw UsageError("give --rate or --concurrency, not both");
+  if (p.has("disaggregated")) throw Unsupported("--disaggregated is not part of this version yet");
+  if (p.text("cache-state") == "warm") throw Unsupported("--cache-state warm is not part of this version yet; --prefix-hit states the share of hits");
+  sim::Workload w{.prompt = p.tokens("prompt"), .output = p.tokens("output"), .prefix_hit = p.number("prefix-hit"),
+                  .turns = static_cast<int>(p.integer("turns")), .rate = {}, .concurrency = {}, .slo = {}};
+  if (p.has("rate")) w.rate = p.number("rate");
+  if (p.has("concurrency")) w.concurrency = static_cast<int>(p.integer("concurrency"));
+  if (p.has("slo")) w.slo = sweep::parse_slo(p.text("slo"));
+  return w;
+}
+
+std::string spell(const sim::Workload& w) {
+  std::string text = cat(spell_count(static_cast<double>(w.prompt.value)), " prompt + ", spell_count(static_cast<double>(w.output.value)), " output tokens");
+  if (w.prefix_hit > 0) text += cat(", ", spell_number(100 * w.prefix_hit), "% prefix hits");
+  if (w.turns > 1) text += cat(", ", w.turns, " turns");
+  if (w.rate) text += cat(", ", spell_number(*w.rate), " requests/s offered");
+  if (w.concurrency) text += cat(", ", *w.concurrency, " in flight");
+  if (w.slo.ttft_s) text += cat(", TTFT <= ", spell_number(1e3 * *w.slo.ttft_s), " ms");
+  if (w.slo.tpot_s) text += cat(", TPOT <= ", spell_number(1e3 * *w.slo.tpot_s), " ms");
+  return text;
+}
+
+}  // namespace kvatlas::cli

@@ -1,0 +1,129 @@
+#include "simulator/constants.hpp"
+
+#include <array>
+#include <string_view>
+
+#include "core/errors.hpp"
+
+namespace kvatlas::sim {
+
+namespace {
+
+using enum Origin;
+using enum ConstantGroup;
+
+// "cold rows": published decode-attention timings whose cache is more than twice the L2 and context at least 1,024.
+constexpr const char* kCold = "rough fit to published decode-attention timings, cold rows";
+constexpr const char* kGemm = "published timings of matrix products (aiconfigurator tables)";
+constexpr const char* kComm = "published all-reduce timings (aiconfigurator tables)";
+constexpr const char* kResidual = "about the 80% band of the residuals of cold rows, widened for whole steps";
+
+constexpr std::array<Constant, kConstantCount> kConstants{{
+    {C::dram_latency_s, "dram_latency", 0.7e-6, "s", gpu_default, measured, "pointer chase 0.35 to 0.39 us (RRZE gpu-benches), about twice that under load"},
+    {C::attention_share, "attention_share", 0.86, "of peak", gpu_default, assumed, "middle of the measured GPUs, for one without a figure"},
+    {C::gemv_share, "gemv_share", 0.82, "of peak", gpu_default, assumed, "middle of the measured GPUs, for one without a figure"},
+    {C::tensor_share, "tensor_share", 0.75, "of peak", gpu_default, assumed, "middle of the measured GPUs, for one without a figure"},
+    {C::launch_graph_s, "launch_graph", 1.3e-6, "s", gpu_default, measured, "RRZE gpu-benches, dependent tiny kernels in a graph"},
+    {C::launch_stream_s, "launch_stream", 2.5e-6, "s", gpu_default, measured, "RRZE gpu-benches, dependent tiny kernels on a stream"},
+    {C::attention_floor_s, "attention_floor", 9e-6, "s", gpu_default, assumed, "middle of the measured GPUs, for one without a figure"},
+    {C::l2_over_hbm, "l2_over_hbm", 2.5, "ratio", gpu_default, assumed, "L2 bandwidth over memory bandwidth where not measured"},
+    {C::l2_usable_share, "l2_usable_share", 0.7, "of L2", gpu_default, measured, "published decode-attention timings: below this the cache stays in L2"},
+
+    {C::item_bytes_in_flight, "item_bytes_in_flight", 32768, "bytes", attention, measured, kCold},
+    {C::item_start_s, "item_start", 0.5e-6, "s", attention, measured, "cold rows; small contexts at large batch show 1.3 to 5 us, which other items hide"},
+    {C::attention_tail, "attention_tail", 0.07, "waves", attention, measured, kCold},
+    {C::attention_tensor_share, "attention_tensor_share", 0.46, "of peak", attention, measured, kCold},
+    {C::attention_vector_share, "attention_vector_share", 0.088, "of peak", attention, measured, kCold},
+
+    {C::prefill_tensor_share, "prefill_tensor_share", 0.58, "of peak", prefill, measured, "published prefill-attention timings, head_dim 128, median over GPUs 0.49 to 0.61"},
+    {C::prefill_vector_share, "prefill_vector_share", 0.35, "of peak", prefill, assumed, "exponentials overlap with products in current kernels"},
+
+    {C::kernel_tensor_share, "kernel_tensor_share", 0.5, "of peak", other_kernel, assumed, "no measurements of these kernels"},
+    {C::kernel_vector_share, "kernel_vector_share", 0.35, "of peak", other_kernel, assumed, "no measurements of these kernels"},
+    {C::kernel_latencies, "kernel_latencies", 2, "latencies", other_kernel, assumed, "dependent reads of a small kernel"},
+    {C::top_k_floor_s, "top_k_floor", 5e-6, "s", other_kernel, published, "Quest: 5 to 10 us below 128K tokens"},
+    {C::serial_vector_share, "serial_vector_share", 0.05, "of peak", other_kernel, assumed, "factorizations and entropy coders are chains of dependent steps"},
+
+    {C::matrix_floor_s, "matrix_floor", 4.5e-6, "s", matrix, measured, kGemm},
+    {C::matrix_floor_quantized_s, "matrix_floor_quantized", 8e-6, "s", matrix, measured, "the same: extra launch that quantizes activations"},
+    {C::matrix_floor_weight_only_s, "matrix_floor_weight_only", 3e-6, "s", matrix, measured, "the same: weight-only kernels on A100"},
+    {C::matrix_low_precision_share, "matrix_low_precision_share", 0.84, "of bf16's share", matrix, measured, "the same: fp8 against bf16, 0.80 to 0.88"},
+    {C::matrix_tile_rows, "matrix_tile_rows", 128, "rows", matrix, published, "tile of common library kernels"},
+    {C::matrix_tail_waves, "matrix_tail_waves", 0.25, "waves", matrix, assumed, "half a wave lost, half of it recovered by split-k"},
+    {C::elementwise_kernels, "elementwise_kernels", 4, "per layer", matrix, assumed, "two norms, rotary embedding, activation, with fused residuals"},
+    {C::elementwise_passes, "elementwise_passes", 10, "hidden rows per token", matrix, assumed, "reads and writes of those kernels"},
+
+    {C::nvlink_share, "nvlink_share", 0.8, "of link", link, measured, kComm},
+    {C::pcie_share, "pcie_share", 0.6, "of link", link, measured, kComm},
+    {C::pcie_many_share, "pcie_many_share", 0.38, "of link", link, measured, "the same, eight RTX PRO 6000; eight L40S are far worse"},
+    {C::collective_base_s, "collective_base", 4e-6, "s", link, measured, kComm},
+    {C::collective_rank_s, "collective_rank", 2.2e-6, "s per rank", link, measured, kComm},
+    {C::copy_submit_s, "copy_submit", 6e-6, "s", link, measured, "one host copy call, 5 to 7 us"},
+    {C::host_link_share, "host_link_share", 0.8, "of link", link, measured, "pinned copies: 12.3 of 15.8 GB/s on a PCIe 3 card"},
+
+    {C::partial_prefix_credit, "partial_prefix_credit", 0.5, "of hits", host, assumed, "hits of methods whose record says partly"},
+    {C::draft_acceptance, "draft_acceptance", 0.8, "probability", host, assumed, "acceptance of one drafted token where nothing was measured"},
+
+    {C::width_fitted_low, "width_fitted_low", 0.85, "factor", interval, assumed, kResidual},
+    {C::width_fitted_high, "width_fitted_high", 1.2, "factor", interval, assumed, kResidual},
+    {C::width_extrapolated_low, "width_extrapolated_low", 0.75, "factor", interval, assumed, "wider than fitted: no timing at this length, kernel or rank count"},
+    {C::width_extrapolated_high, "width_extrapolated_high", 1.35, "factor", interval, assumed, "wider than fitted: no timing at this length, kernel or rank count"},
+    {C::width_other_low, "width_other_low", 0.65, "factor", interval, assumed, "no timing of this GPU"},
+    {C::width_other_high, "width_other_high", 1.5, "factor", interval, assumed, "no timing of this GPU"},
+    {C::ragged_skew, "ragged_skew", 1.37, "factor", interval, measured, "skewed batches on RTX 4090, 99th percentile"},
+
+    {C::idle_power_share, "idle_power_share", 0.35, "of board power", power, assumed, "the rest grows with the busiest unit"},
+}};
+
+constexpr bool in_order() {
+  for (std::size_t i = 0; i < kConstants.size(); ++i)
+    if (static_cast<std::size_t>(kConstants[i].id) != i) return false;
+  return true;
+}
+static_assert(in_order(), "constants are listed in the order of their enumerators");
+
+constexpr const char* kAlu = "assumed: 64 integer lanes an SM over the lane-slots of one unpacked value (shift, mask, scale in pairs)";
+constexpr double kPerQueryHead = 4;  // RTX 5090, 8.5-bit cache of llama.cpp: 0.7 values per clock and SM at 6 query heads
+
+// Most specific first.
+constexpr ValueRate kRates[] = {
+    {"9.0", CodeKind::fp8, 8, 12, 0, true, measured, "published fp8 decode-attention timings, H100"},
+    {"10.0", CodeKind::fp8, 8, 34, 0, true, measured, "published fp8 decode-attention timings, B200"},
+    {"", CodeKind::fp8, 8, 12, 0, true, measured, "published fp8 decode-attention timings, L40S and RTX PRO 6000; not slower than this"},
+    {"", CodeKind::plain, 0, 32, 0, true, assumed, "never the limit in published timings: above 13 values on B200"},
+    {"", CodeKind::integer, 8, 32, kPerQueryHead, false, assumed, kAlu},
+    {"", CodeKind::integer, 4, 40, kPerQueryHead, false, assumed, kAlu},
+    {"", CodeKind::integer, 2, 48, kPerQueryHead, false, assumed, kAlu},
+    {"", CodeKind::integer, 1, 48, kPerQueryHead, false, assumed, kAlu},
+    {"", CodeKind::integer, 0, 32, kPerQueryHead, false, assumed, "assumed: widths that straddle bytes"},
+    {"", CodeKind::fp4, 0, 40, kPerQueryHead, false, assumed, kAlu},
+    {"", CodeKind::table, 0, 12, 1.5, false, assumed, "assumed: one shared-memory lookup a value; rotation-codebook caches measured 2.4 to 7x slower than plain"},
+    {"", CodeKind::fp8, 0, 12, 0, true, measured, "as e4m3"},
+};
+
+}  // namespace
+
+const char* name_of(Origin origin) {
+  return origin == published ? "published" : origin == measured ? "measured" : "assumed";
+}
+
+const char* name_of(ConstantGroup group) {
+  static constexpr const char* kNames[] = {"gpu_default", "attention", "prefill", "other_kernel", "matrix", "link", "host", "interval", "power"};
+  return kNames[static_cast<std::size_t>(group)];
+}
+
+std::span<const Constant> all_constants() { return kConstants; }
+double constant(C id) { return kConstants[static_cast<std::size_t>(id)].value; }
+
+std::span<const ValueRate> all_value_rates() { return kRates; }
+
+const ValueRate& value_rate(const char* compute_capability, const CodeFormat& format) {
+  for (const ValueRate& r : kRates)
+    if (r.kind == format.kind && (r.bits == 0 || r.bits == format.bits) &&
+        (std::string_view(r.compute_capability).empty() || std::string_view(r.compute_capability) == compute_capability))
+      return r;
+  KV_ASSERT(false, "every code kind has a rate of any width");
+  return kRates[0];
+}
+
+}  // namespace kvatlas::sim

@@ -1,0 +1,186 @@
+#include "simulator/matrix_model.hpp"
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "simulator/constants.hpp"
+#include "simulator/kernel_model.hpp"
+
+namespace kvatlas::sim {
+
+using models::MatMul;
+using models::Role;
+
+namespace {
+
+bool quantized_role(Role role) {
+  return role == Role::attention || role == Role::ffn || role == Role::expert || role == Role::shared_expert || role == Role::state;
+}
+
+enum class Split : std::uint8_t { outputs, inputs, kv_heads, whole };
+
+/// How tensor parallelism splits a matrix: column-parallel into heads or widths, row-parallel back to the hidden width.
+Split split_of(const MatMul& m) {
+  const std::string_view name = m.name;
+  if (m.role == Role::router || name == "q_a" || name == "kv_a" || name.starts_with("index_") || name == "shared_gate_logit") return Split::whole;
+  if (name == "o" || name == "down" || name.ends_with("_down")) return Split::inputs;
+  if (m.role == Role::attention && (name == "k" || name == "v")) return Split::kv_heads;
+  return Split::outputs;
+}
+
+/// Products that engines run as one launch.
+std::string_view fused_name(std::string_view name) {
+  if (name == "q" || name == "q_and_gate" || name == "k" || name == "v") return "qkv_proj";
+  if (name == "q_a" || name == "kv_a") return "qkv_a_proj";
+  if (name == "gate" || name == "up") return "gate_up_proj";
+  if (name == "expert_gate" || name == "expert_up") return "expert_gate_up_proj";
+  if (name == "shared_gate" || name == "shared_up") return "shared_gate_up_proj";
+  if (name == "o") return "o_proj";
+  if (name == "down") return "down_proj";
+  return name;
+}
+
+Product product_of(WeightFormat format, double bits, const Gpu& gpu) {
+  if (bits >= 16) return Product::bf16;
+  // Weights published in 8 bits are e4m3; narrower published ones are unpacked to bf16.
+  if (format == WeightFormat::fp8 || (format == WeightFormat::bf16 && bits >= 8))
+    return gpu.fp8_flops.known() ? Product::fp8 : Product::weight_only;
+  if (format == WeightFormat::int8) return gpu.int8_ops.known() ? Product::int8 : Product::weight_only;
+  if (format == WeightFormat::fp4) return gpu.fp4_flops.known() ? Product::fp4 : Product::weight_only;
+  return Product::weight_only;
+}
+
+/// base^exponent by squaring; a fraction of the exponent is dropped.
+double power(double base, double exponent) {
+  double result = 1;
+  for (auto e = static_cast<std::int64_t>(exponent); e > 0; e >>= 1, base *= base)
+    if ((e & 1) != 0) result *= base;
+  return result;
+}
+
+}  // namespace
+
+models::WeightBits weight_bits(const models::Model& model, WeightFormat format) {
+  models::WeightBits bits = model.native_bits;
+  for (int r = 0; r < models::kRoles; ++r) {
+    const Role role = static_cast<Role>(r);
+    if (format == WeightFormat::f32) {
+      bits[role] = 32;
+    } else if (quantized_role(role)) {
+      bits[role] = std::min(bits[role], bits_per_weight(format));
+    } else {
+      bits[role] = std::min(bits[role], 16.0);
+    }
+  }
+  return bits;
+}
+
+MatrixModel::MatrixModel(const models::Model& model, const Gpu& gpu, WeightFormat weights, int tp, int ep, int dp, double launch_s)
+    : launch_(launch_s) {
+  const double share = gpu.gemm_bf16_flops.known() ? *gpu.gemm_bf16_flops.value / *gpu.bf16_flops.value : constant(C::tensor_share);
+  const double low = share * constant(C::matrix_low_precision_share);
+  bandwidth_ = *gpu.hbm_bandwidth.value * gpu.gemv_fraction.or_else(constant(C::gemv_share));
+  tensor_ = *gpu.bf16_flops.value * share;
+  fp8_ = gpu.fp8_flops.or_else(*gpu.bf16_flops.value) * low;
+  int8_ = gpu.int8_ops.or_else(*gpu.bf16_flops.value) * low;
+  fp4_ = gpu.fp4_flops.or_else(*gpu.bf16_flops.value) * low;
+  sms_ = *gpu.sm_count.value;
+  group_ranks_ = ep > 1 ? dp : 1;
+
+  const models::WeightBits bits = weight_bits(model, weights);
+  for (const models::LayerGroup& g : model.groups) {
+    if (g.experts > 0) expert_layers_ += g.count();
+    for (const MatMul& m : g.matrices) add(m, g.count(), model, bits, gpu, weights, tp, ep);
+    for (const models::VectorWeights& v : g.vectors) weight_bytes_ += static_cast<double>(v.size) * g.count() * bits.vectors / 8;
+  }
+  for (const MatMul& m : model.ends) add(m, 1, model, bits, gpu, weights, tp, ep);
+  for (const models::VectorWeights& v : model.end_vectors) weight_bytes_ += static_cast<double>(v.size) * bits.vectors / 8;
+  for (const MatrixOp& op : ops_)
+    if (!op.last_only) widest_ = std::max(widest_, op.n + op.k);
+}
+
+void MatrixModel::add(const MatMul& m, double launches, const models::Model& model, const models::WeightBits& bits, const Gpu& gpu,
+                      WeightFormat weights, int tp, int ep) {
+  int kv_heads = 1;
+  for (const LayerClass& c : model.cache.classes)
+    if (c.kind == RowKind::kv || c.kind == RowKind::pooled) kv_heads = std::max(kv_heads, c.kv_heads);
+  const bool expert = m.role == Role::expert;
+  const int ranks = expert && ep > 1 ? 1 : tp;
+  double n = static_cast<double>(m.n), k = static_cast<double>(m.k);
+  switch (split_of(m)) {
+    case Split::outputs: n /= ranks; break;
+    case Split::inputs: k /= ranks; break;
+    case Split::kv_heads: n *= std::max(1.0, static_cast<double>(kv_heads) / ranks) / kv_heads; break;
+    case Split::whole: break;
+  }
+  const double stored = expert && ep > 1 ? static_cast<double>(m.count) / ep : m.count;
+  if (!m.shared) weight_bytes_ += (n * k + (m.bias ? n : 0)) * stored * bits[m.role] / 8 * launches;
+  if (m.role == Role::embedding) return;  // one row a token: no product
+  const bool head = m.role == Role::lm_head;
+  if (head) vocabulary_ = n;
+  const std::string_view name = head ? "lm_head" : fused_name(m.name);
+  const double width = m.count > 1 && !expert ? n * m.active : n;
+  const Product product = product_of(weights, bits[m.role], gpu);
+  // The products of one layer group come in a row; a fused one is among the last few.
+  for (auto op = ops_.rbegin(); op != ops_.rend() && op - ops_.rbegin() < 4; ++op)
+    if (op->name == name && op->k == k && op->launches == launches && op->bits == bits[m.role] && name != m.name) {
+      op->n += width;
+      return;
+    }
+  MatrixOp op{.name = std::string(name), .n = width, .k = k, .launches = launches, .bits = bits[m.role], .product = product, .last_only = head};
+  if (expert) {
+    op.experts = stored;
+    op.active = m.active;
+    op.miss = 1.0 - static_cast<double>(m.active) / m.count;
+    op.active /= ep > 1 ? ep : 1;
+  }
+  ops_.push_back(std::move(op));
+}
+
+MatrixTime MatrixModel::time(const MatrixOp& op, double tokens) const {
+  // Tile rows grow with the batch: 16, 32, 64, then whole tiles.
+  const auto tile_rows = [](double rows) {
+    const double whole = constant(C::matrix_tile_rows);
+    for (double small = 16; small < whole; small *= 2)
+      if (rows <= small) return small;
+    return whole * static_cast<double>(static_cast<std::int64_t>((rows + whole - 1) / whole));
+  };
+  double matrices = 1, rows = tile_rows(tokens), met_rows = tokens;
+  if (op.experts > 0) {
+    tokens *= group_ranks_;
+    matrices = op.experts * (1.0 - power(op.miss, tokens));
+    met_rows = tokens * op.active;
+    rows = std::max(met_rows, 16.0 * matrices);  // each expert that is met pads its rows to the smallest tile
+  }
+  MatrixTime t;
+  const double activation = op.product == Product::bf16 || op.product == Product::weight_only ? 2.0 : 1.0;
+  t.bytes = matrices * op.n * op.k * op.bits / 8 + met_rows * (op.k * activation + op.n * 2.0);
+  t.flops = 2.0 * met_rows * op.n * op.k;
+  double rate = tensor_, floor = constant(C::matrix_floor_s);
+  switch (op.product) {
+    case Product::bf16: break;
+    case Product::fp8: rate = fp8_, floor += constant(C::matrix_floor_quantized_s); break;
+    case Product::int8: rate = int8_, floor += constant(C::matrix_floor_quantized_s); break;
+    case Product::fp4: rate = fp4_, floor += constant(C::matrix_floor_quantized_s); break;
+    case Product::weight_only: floor += constant(C::matrix_floor_weight_only_s); break;
+  }
+  const double whole = constant(C::matrix_tile_rows);
+  const double tile_flops = 2.0 * std::min(rows, whole) * whole * op.k;
+  const double tensor_s = (2.0 * rows * op.n * op.k + constant(C::matrix_tail_waves) * sms_ * tile_flops) / rate;
+  const double byte_s = t.bytes / bandwidth_;
+  SmoothMax body;
+  body.add(byte_s);
+  body.add(tensor_s);
+  t.seconds = std::max(floor, launch_) + body.value();
+  t.bound = std::max(floor, launch_) > std::max(byte_s, tensor_s) ? Bound::latency : byte_s >= tensor_s ? Bound::memory : Bound::tensor;
+  return t;
+}
+
+double MatrixModel::seconds(double tokens, double sequences) const {
+  double sum = 0;
+  for (const MatrixOp& op : ops_) sum += op.launches * time(op, op.last_only ? sequences : tokens).seconds;
+  return sum;
+}
+
+}  // namespace kvatlas::sim

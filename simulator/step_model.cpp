@@ -1,0 +1,189 @@
+#include "simulator/step_model.hpp"
+
+#include <algorithm>
+
+#include "core/errors.hpp"
+#include "simulator/constants.hpp"
+
+namespace kvatlas::sim {
+
+namespace {
+
+constexpr std::int64_t kMostTokens = std::int64_t{1} << 30;
+constexpr int kMostSequences = 1 << 20;
+/// No published end-to-end timing is longer.
+constexpr Tokens kMeasuredContext{16384};
+
+const Engine& engine_of(const Deployment& d) { return d.engine != nullptr ? *d.engine : default_engine(); }
+
+bool every_method(const Recipe& recipe, Works(*answer)(const Serving&), Works at_least) {
+  for (const Rule& r : recipe.rules())
+    for (const MethodChoice* m : {&r.key, &r.value})
+      if (answer(m->method->serving) > at_least) return false;
+  return true;
+}
+
+BoundRecipe bind(const Deployment& d) {
+  if (auto reason = why_not(d)) throw Unsupported(*reason);
+  return d.recipe.bind(shape_of_rank(d.model->cache, d.tp));
+}
+
+bool graphs(const Deployment& d) {
+  return engine_of(d).cuda_graphs && every_method(d.recipe, [](const Serving& s) { return s.cuda_graphs.works; }, Works::partly);
+}
+
+}  // namespace
+
+void check_sizes(Tokens context, int batch) {
+  if (context.value < 1 || context.value > kMostTokens)
+    throw InvalidArgument(cat("context is ", context.value, ", must be from 1 to ", kMostTokens, " tokens"));
+  if (batch < 1 || batch > kMostSequences) throw InvalidArgument(cat("batch is ", batch, ", must be from 1 to ", kMostSequences));
+}
+
+std::optional<std::string> why_not(const Deployment& d) {
+  if (d.model == nullptr) return "model is missing, must be a model descriptor";
+  for (const auto& [name, n] : {std::pair{"tp", d.tp}, std::pair{"pp", d.pp}, std::pair{"dp", d.dp}, std::pair{"ep", d.ep}})
+    if (n < 1 || n > 1024) return cat(name, " is ", n, ", must be from 1 to 1024");
+  if (!(d.gpu_memory_utilization > 0 && d.gpu_memory_utilization <= 1))
+    return cat("gpu_memory_utilization is ", d.gpu_memory_utilization, ", must be above 0 and at most 1");
+  if (d.chunk.value < 1 || d.chunk.value > kMostTokens) return cat("chunk is ", d.chunk.value, ", must be from 1 to ", kMostTokens, " tokens");
+  if (!d.gpu.sm_count.known()) return "gpu is empty, must come from find_gpu or parse_gpu";
+  for (const LayerClass& c : d.model->cache.classes) {
+    if (c.kind == RowKind::none || c.kind == RowKind::state) continue;
+    if (c.q_heads % d.tp != 0) return cat("tp is ", d.tp, ", must divide the ", c.q_heads, " query heads of ", d.model->slug);
+    if (c.kind != RowKind::latent && c.kv_heads % d.tp != 0 && d.tp % c.kv_heads != 0)
+      return cat("tp is ", d.tp, ", must divide the ", c.kv_heads, " kv heads of ", d.model->slug, " or be a multiple of them");
+  }
+  if (d.pp > models::layers(*d.model)) return cat("pp is ", d.pp, ", must be at most the ", models::layers(*d.model), " layers of ", d.model->slug);
+  int experts = 0;
+  for (const models::LayerGroup& g : d.model->groups) experts = std::max(experts, g.experts);
+  if (d.ep > 1 && experts == 0) return cat("ep is ", d.ep, ", must be 1: ", d.model->slug, " has no experts");
+  if (d.ep > 1 && ((d.tp * d.dp) % d.ep != 0 || experts % d.ep != 0))
+    return cat("ep is ", d.ep, ", must divide tp x dp (", d.tp * d.dp, ") and the ", experts, " experts of ", d.model->slug);
+  if (auto reason = d.recipe.why_not(d.model->cache)) return reason;
+  if (d.tp > 1)
+    for (const Rule& r : d.recipe.rules())
+      for (const MethodChoice* m : {&r.key, &r.value})
+        if (const Serving::Answer& a = m->method->serving.tensor_parallelism; a.works == Works::no)
+          return cat("tp is ", d.tp, ", must be 1 with ", m->method->slug, ": ", a.reason);
+  return d.tp > 1 ? d.recipe.why_not(shape_of_rank(d.model->cache, d.tp)) : std::nullopt;
+}
+
+void Totals::add(const Part& p) {
+  by_category[static_cast<std::size_t>(p.category)] += p.seconds;
+  by_bound[static_cast<std::size_t>(p.bound)] += p.seconds;
+  seconds += p.seconds;
+  ideal_s += p.ideal_s;
+  released_s += p.released_s;
+  bytes += p.bytes;
+  flops += p.flops;
+  cache_read_bytes += p.cache_read_bytes;
+  uncalibrated = uncalibrated || p.uncalibrated;
+}
+
+Bound Totals::bound() const {
+  return static_cast<Bound>(std::max_element(by_bound.begin(), by_bound.end()) - by_bound.begin());
+}
+
+StepModel::StepModel(Deployment deployment)
+    : d_(std::move(deployment)),
+      engine_(&engine_of(d_)),
+      recipe_(bind(d_)),
+      kernels_(d_.gpu, graphs(d_), engine_->eager_launch.value, d_.warm_cache),
+      matrices_(*d_.model, d_.gpu, d_.weights, d_.tp, d_.ep, d_.dp, kernels_.launch_s()) {
+  const int n = models::layers(*d_.model);
+  layers_ = n;
+  hidden_ = static_cast<double>(d_.model->hidden);
+  stage_share_ = static_cast<double>(ceil_div(n, d_.pp)) / n;
+  const bool nvlink = d_.gpu.nvlink_bandwidth.or_else(0) > 0;
+  link_bandwidth_ = nvlink ? *d_.gpu.nvlink_bandwidth.value * constant(C::nvlink_share)
+                           : *d_.gpu.pcie_bandwidth.value * constant(d_.tp > 2 ? C::pcie_many_share : C::pcie_share);
+  measured_gpu_ = d_.gpu.attention_fraction.source.starts_with("measured");
+  for (const FigureField& f : figure_fields())
+    if ((d_.gpu.*f.member).source.starts_with("what-if")) measured_gpu_ = false;
+  for (const LayerClass& c : d_.model->cache.classes) plain_kernels_ = plain_kernels_ && c.kind == RowKind::kv;
+  for (const models::LayerGroup& g : d_.model->groups) plain_kernels_ = plain_kernels_ && g.experts == 0;
+  whole_prompt_ = !every_method(d_.recipe, [](const Serving& s) { return s.chunked_prefill.works; }, Works::partly);
+  for (const Rule& r : d_.recipe.rules())
+    for (const MethodChoice* m : {&r.key, &r.value}) {
+      ragged_ = ragged_ || m->method->data_dependent;
+      const Works prefix = m->method->serving.prefix_cache.works;
+      prefix_credit_ = std::min(prefix_credit_, prefix == Works::yes ? 1.0 : prefix == Works::partly ? constant(C::partial_prefix_credit) : 0.0);
+    }
+  const MethodChoice& main = d_.recipe.rules().back().key;
+  if (main.method->expected_emitted != nullptr) emitted_ = main.method->expected_emitted(main.row, constant(C::draft_acceptance));
+}
+
+History StepModel::history(Tokens prompt, Tokens generated, int sequences) const {
+  return {.prompt = prompt, .generated = generated, .sequences = sequences, .chunk = whole_prompt_ ? Tokens(0) : d_.chunk};
+}
+
+Part StepModel::kernel_part(const KernelCall& call) const {
+  const KernelTime t = kernels_.time(call);
+  Part p{.name = name_of(call.kernel), .category = call.stage == Stage::attention ? Category::attention : Category::method,
+         .bound = t.bound, .uncalibrated = t.uncalibrated};
+  p.ideal_s = t.ideal_s * call.launches;
+  p.released_s = t.released_s * call.launches;
+  p.seconds = d_.released_plan ? p.released_s : p.ideal_s;
+  p.launches = call.launches;
+  p.bytes = (static_cast<double>(call.traffic.read_bytes) + static_cast<double>(call.traffic.write_bytes)) * call.launches;
+  p.flops = (call.operations.tensor_flops + call.operations.vector_flops) * call.launches;
+  if (call.stage == Stage::attention || call.stage == Stage::select)
+    p.cache_read_bytes = static_cast<double>(call.traffic.read_bytes) * call.launches;
+  return p;
+}
+
+double StepModel::collective_s(double bytes) const {
+  const int ranks = std::max({d_.tp, d_.ep, 2});
+  return constant(C::collective_base_s) + constant(C::collective_rank_s) * ranks + bytes / link_bandwidth_;
+}
+
+Totals StepModel::decode(Tokens context, int batch) const {
+  Totals totals;
+  decode_parts(context, batch, [&totals](const Part& p) { totals.add(p); });
+  return totals;
+}
+
+Totals StepModel::prefill(Tokens prompt, int batch) const {
+  Totals totals;
+  prefill_parts(prompt, batch, [&totals](const Part& p) { totals.add(p); });
+  return totals;
+}
+
+Evidence StepModel::evidence(Tokens context, const Totals& totals) const {
+  if (totals.uncalibrated || ragged_) return Evidence::uncalibrated_format;
+  if (!measured_gpu_) return Evidence::other_gpu;
+  const bool method_work = totals.by_category[static_cast<std::size_t>(Category::method)] > 0.05 * totals.seconds;
+  const bool one_rank = gpus() == 1;
+  return context <= kMeasuredContext && plain_kernels_ && one_rank && !method_work ? Evidence::fitted : Evidence::extrapolated;
+}
+
+std::pair<double, double> StepModel::widths(Evidence evidence) {
+  switch (evidence) {
+    case Evidence::fitted: return {constant(C::width_fitted_low), constant(C::width_fitted_high)};
+    case Evidence::extrapolated:
+    case Evidence::uncalibrated_format: return {constant(C::width_extrapolated_low), constant(C::width_extrapolated_high)};
+    case Evidence::other_gpu: break;
+  }
+  return {constant(C::width_other_low), constant(C::width_other_high)};
+}
+
+Interval StepModel::interval(Tokens context, const Totals& totals) const {
+  const Evidence e = evidence(context, totals);
+  // A format nobody timed on a GPU nobody timed is no better than either.
+  const auto [low, high] = widths(!measured_gpu_ ? Evidence::other_gpu : e);
+  return {.low = totals.ideal_s * low, .high = totals.released_s * high * (ragged_ ? constant(C::ragged_skew) : 1.0), .evidence = e};
+}
+
+double StepModel::energy_j(const Totals& totals) const {
+  if (!(totals.seconds > 0)) return 0;
+  const double memory = totals.bytes / (*d_.gpu.hbm_bandwidth.value * totals.seconds);
+  const double compute = totals.flops / (*d_.gpu.bf16_flops.value * totals.seconds);
+  const double idle = constant(C::idle_power_share);
+  const double busy = std::min(1.0, std::max(memory, compute));
+  return *d_.gpu.tdp_watts.value * gpus() * totals.seconds * (idle + (1.0 - idle) * busy);
+}
+
+double StepModel::baseline_bytes(Tokens context) const { return static_cast<double>(dense_bytes(recipe_.shape(), context).value); }
+
+}  // namespace kvatlas::sim

@@ -1,0 +1,110 @@
+// One deployment made ready: parts of a decode step and of a prompt, and memory. Evaluator adds nothing but names to it.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <string>
+
+#include "reference/compose/recipe.hpp"
+#include "simulator/evaluator.hpp"
+#include "simulator/kernel_model.hpp"
+#include "simulator/matrix_model.hpp"
+
+namespace kvatlas::sim {
+
+enum class Category : std::uint8_t { attention, matrix, method, other };
+
+/// One line of a breakdown; `seconds` and the rest are of all its launches together.
+struct Part {
+  const char* name = "";
+  Category category = Category::other;
+  Bound bound = Bound::latency;
+  bool uncalibrated = false;
+  double seconds = 0;           // at the plan's own class of kernel
+  double ideal_s = 0, released_s = 0;
+  double bytes = 0, flops = 0, launches = 0;
+  double cache_read_bytes = 0;
+};
+
+/// Sums of parts.
+struct Totals {
+  std::array<double, 4> by_category{};
+  std::array<double, 7> by_bound{};
+  double seconds = 0, ideal_s = 0, released_s = 0, bytes = 0, flops = 0, cache_read_bytes = 0;
+  bool uncalibrated = false;
+
+  void add(const Part& p);
+  Bound bound() const;  // what most of the time is spent on
+};
+
+/// Bytes of one GPU.
+struct MemoryTerms {
+  double weights = 0, cache = 0, workspace = 0, prefill_extra = 0;
+  double total() const { return weights + cache + workspace + prefill_extra; }
+};
+
+class StepModel {
+ public:
+  /// throws as Evaluator's constructor does
+  explicit StepModel(Deployment deployment);
+
+  const Deployment& deployment() const { return d_; }
+  const Engine& engine() const { return *engine_; }
+  const BoundRecipe& recipe() const { return recipe_; }
+  int gpus() const { return d_.tp * d_.pp * d_.dp; }
+
+  /// Calls sink(const Part&) for every part of one decode step of the whole batch. Allocates nothing for uniform methods.
+  template <class Sink>
+  void decode_parts(Tokens context, int batch, Sink&& sink) const;
+  /// The same for processing `batch` prompts.
+  template <class Sink>
+  void prefill_parts(Tokens prompt, int batch, Sink&& sink) const;
+
+  Totals decode(Tokens context, int batch) const;
+  Totals prefill(Tokens prompt, int batch) const;
+  /// Tokens that a step emits for each sequence: 1 but for speculation.
+  double emitted() const { return emitted_; }
+
+  MemoryTerms memory(Tokens prompt, Tokens context, int batch) const;
+  double available_bytes() const;
+  /// Sequences of this length that fit on all replicas together.
+  std::int64_t max_batch(Tokens prompt, Tokens context) const;
+
+  /// Evidence of a step over `context` tokens whose parts are `totals`.
+  Evidence evidence(Tokens context, const Totals& totals) const;
+  /// Factors of the 80% interval of a class; `low` on the ideal and `high` on the released time.
+  static std::pair<double, double> widths(Evidence evidence);
+  Interval interval(Tokens context, const Totals& totals) const;
+
+  /// One line for each kernel call of a decode step, with its terms.
+  void kernel_formulas(Tokens context, int batch, std::vector<std::string>& out) const;
+
+  double energy_j(const Totals& totals) const;
+  /// Share of prefix hits that the recipe's methods can use: the worst of their records.
+  double prefix_credit() const { return prefix_credit_; }
+  double baseline_bytes(Tokens context) const;
+
+ private:
+  Part kernel_part(const KernelCall& call) const;
+  template <class Sink>
+  void pass_parts(double tokens, double sequences, double passes, Sink&& sink) const;
+  double collective_s(double bytes) const;
+  int replica_batch(int batch) const { return static_cast<int>(ceil_div(batch, d_.dp)); }
+  History history(Tokens prompt, Tokens generated, int sequences) const;
+
+  Deployment d_;
+  const Engine* engine_;
+  BoundRecipe recipe_;
+  KernelModel kernels_;
+  MatrixModel matrices_;
+  double layers_ = 0, hidden_ = 0, stage_share_ = 1, emitted_ = 1, round_rows_ = 1, prefix_credit_ = 1;
+  double link_bandwidth_ = 0;
+  bool measured_gpu_ = false, plain_kernels_ = true, ragged_ = false, whole_prompt_ = false;
+};
+
+/// Throws for a context or batch that cannot be.
+void check_sizes(Tokens context, int batch);
+
+}  // namespace kvatlas::sim
+
+#include "simulator/step_parts.hpp"  // the templates' bodies

@@ -1,0 +1,324 @@
+#!/usr/bin/env python3
+"""Turns recorded outputs of official code (folders of .npz with a manifest.json) into the small golden files of this folder.
+
+  select.py SOURCE             the cases that SELECTION names, into the folder of this script
+  select.py SOURCE --all OUT   every case of every method, into OUT (for KVATLAS_GOLDEN_DIR)
+  select.py SOURCE --sizes     bytes of every case once converted; changes nothing
+
+SOURCE/<slug>/manifest.json names the cases and arrays; each case is one .npz. Needs Python 3.9 and numpy.
+"""
+import argparse
+import json
+import re
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+
+# slug -> case (without .npz) -> arrays to leave out: those that follow from what stays, or that make the case too large.
+SELECTION = {
+    "kivi": {
+        "ties_2bit": ("k_codes", "k_packed", "v", "v_codes", "v_packed", "v_scale", "v_min", "v_dequant"),
+        "degenerate_2bit": ("k", "k_codes", "k_packed", "k_scale", "k_min", "k_dequant", "k_packed_fused", "k_scale_fused",
+                            "k_min_fused"),
+        "pack_8bit_g16": ("k", "k_codes", "k_packed", "k_scale", "k_min", "k_dequant", "k_packed_fused", "k_scale_fused",
+                          "k_min_fused", "v_codes", "v_dequant"),
+        "cache_r32_cross_boundary": ("q", "after_decode_v_residual", "decode_weights", "decode_output"),
+        "cache_r32_4bit_d128": ("decode_weights", "after_decode_k_residual", "after_decode_v_residual"),
+    },
+    "snapkv": {
+        "case02_kvpress_S66_w64_k5_cr0.5": ("attn_window",),
+        "case07_orig_S50_w16_C64_avgpool5": (),
+        "case08_orig_S200_w24_C40_maxpool7": (),
+        "case10_kvfactory_kvhead_S101_w8_C32_maxpool7_max": (),
+    },
+    "streaming_llm": {
+        "case01_kvpress_S97_cr0.5_sink4": (),
+        "case02_kvpress_S40_cr0.3_sink1": (),
+        "case03_kvpress_S130_cr0.25_sink0": (),
+        "case04_kvfactory_S60_w16_C24": (),
+        "case05_kvfactory_S45_w8_C12": (),
+        "case06_orig_S45_start4_recent40_coming8": (),
+        "case07_orig_S24_start4_recent20_coming0": (),
+        "case08_orig_S50_start8_recent8_coming60": (),
+    },
+    "h2o": {
+        "case02_kvfactory_S60_w10_C30_qhead": (),
+        "case04_kvfactory_S40_w16_C64_qhead": (),
+        "case05_orig_realdrop_S50_hh16_recent0_steps4": (),
+        "case06_orig_realdrop_S40_hh30_recent30_steps5": (),
+        "case08_orig_sim_S50_heavy0.2_recent0.2_steps6": (),
+        "case10_orig_sim_S30_heavy0.6_recent0.5_steps3": (),
+        "case11_flexgen_S50_hh8_steps4": (),
+    },
+    "quest": {
+        "case01_eval_S100_page16_budget48_H4_2": (),
+        "case03_eval_S96_page16_budget48_H2_2": (),
+        "case04_eval_S33_page16_budget16_H2_2": (),
+        "case06_estimate_S61_page16": (),
+        "case07_estimate_S27_page8": (),
+    },
+    "double_sparse": {
+        "case01_dec_S80_heavy20_group2_bits2_table1": (),
+        "case02_pre_S40_heavy12_group4_bits4_table1": (),
+        "case03_dec_S70_heavy10_group8_bits8_table0": (),
+        "case05_quantize_b2_n20_d16": (),
+        "case06_quantize_b8_n5_d16": (),
+        "case07_calibration_H4_2_d64": (),
+    },
+    "xattention": {
+        "case01_S200_block32_stride8_chunk256_th0.9_inverse": (),
+        "case02_S250_block16_stride4_chunk256_th0.8_inverse": (),
+        "case03_S130_block32_stride16_chunk256_th0.7_inverse": (),
+        "case04_S256_block32_stride8_chunk256_th0.95_inverse": (),
+        "case05_S200_block32_stride8_chunk256_th1.0_inverse": (),
+    },
+    "hydragen": {
+        "case02_attn_B2_H2_d64_parts7-5-9-13": (),
+        "case03_equal_B2_H4_d64_parts0-0": (),
+        "case04_empty_B1_H4_d64_parts40-0": (),
+    },
+    "freqkv": {
+        "case01_compress_S91_to45_rand": (),
+        "case02_compress_S128_to100_rand": (),
+        "case03_compress_S60_to7_rand": (),
+        "case04_compress_S40_to0_rand": (),
+        "case05_iterate_S61_C33_sink1_ratio0.5": (),
+        "case06_iterate_S200_C50_sink2_ratio0.8": (),
+        "case07_iterate_S77_C32_sink0_ratio0.5": (),
+    },
+    "xkv": {
+        "g2_heads2": ("v", "v_out"),
+        "g4_r24_40": ("k", "k_out"),
+        "ties_identical_layers": (),
+    },
+    "cachegen": {
+        "chunks_300_tokens": ("symbols", "decoded_symbols", "key_out", "value_out"),
+        "three_layers_12": ("symbols", "decoded_symbols", "key_out", "value_out"),
+        "ties": ("decoded_symbols", "key_out", "value_out"),
+        "degenerate_b": ("decoded_symbols", "key_out", "value_out"),
+        "scalar_path_32": ("out",),
+    },
+    "transmla": {
+        "ff1_full_rope_r64": ("k_rotated", "k_up_rotated", "k_up_times_k", "kv_a", "kv_b", "kv_product", "q_converted"),
+        "ties_equal_heads_b": ("k_rotated", "k_up_rotated", "k_up_times_k", "kv_a", "kv_b", "kv_product", "q_converted"),
+    },
+}
+
+# Tolerances that the source gives in prose: (slug, array) -> figures. Everything else is read from the manifest itself.
+BOUNDS = {
+    ("kivi", "decode_output"): {"of_max": 4e-3},
+    ("kivi", "decode_weights"): {"of_max": 4e-3},
+    ("kivi", "out_fma"): {"fp16_units": 2},    # exact with fma in the kernel's own lane order
+    ("kivi", "out_nofma"): {"fp16_units": 2},
+    ("xkv", "k_out"): {"of_max_singular_value": 2e-5},
+    ("xkv", "v_out"): {"of_max_singular_value": 2e-5},
+    ("xkv", "singular_values"): {"of_max": 1e-5},
+}
+
+# Arrays to be fed, where the source's manifest does not mark them.
+INPUTS = {
+    "kivi": ("q", "k", "v", "x", "a"),
+    "xkv": ("k", "v"),
+    "cachegen": ("kv", "x"),
+    "transmla": ("x", "calibration", "w_q", "w_k", "w_v", "w_o"),
+}
+
+SLUG_BYTES = 262_144
+TOTAL_BYTES = 12_000_000
+
+
+def to_bf16(x):
+    """The bf16 bits of float32 values that bf16 holds exactly, else None. A NaN keeps its upper payload."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    low = bits & np.uint32(0xFFFF)
+    return (bits >> np.uint32(16)).astype(np.uint16) if not np.any(low) else None
+
+
+def same(a, b):
+    """Equal values, NaN at equal places, zeros of equal sign."""
+    nan = np.isnan(a)
+    return bool(np.array_equal(nan, np.isnan(b)) and np.array_equal(a[~nan], b[~nan])
+                and np.array_equal(np.signbit(a[~nan]), np.signbit(b[~nan])))
+
+
+def encode(x):
+    """(safetensors dtype, little-endian bytes) in the narrowest type that holds every value exactly."""
+    plain = {"float16": "F16", "int8": "I8", "uint8": "U8", "int16": "I16", "uint16": "U16", "int32": "I32", "uint32": "U32",
+             "int64": "I64", "uint64": "U64", "bool": "BOOL"}
+    name = x.dtype.name
+    if name in plain:
+        return plain[name], np.ascontiguousarray(x).astype(x.dtype.newbyteorder("<")).tobytes()
+    if name not in ("float32", "float64"):
+        raise ValueError(f"no storage type for {name}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = x.astype(np.float32)
+        if name == "float64" and not same(single.astype(np.float64), x):
+            return "F64", np.ascontiguousarray(x).astype("<f8").tobytes()
+        short = to_bf16(single)
+        if short is not None:
+            return "BF16", short.astype("<u2").tobytes()
+        half = single.astype(np.float16)
+        if same(half.astype(np.float32), single):
+            return "F16", half.astype("<f2").tobytes()
+    return "F32", np.ascontiguousarray(single).astype("<f4").tobytes()
+
+
+def safetensors(arrays):
+    """A safetensors file: header length, JSON header padded to 8 bytes, tensors in name order."""
+    header, blobs, offset = {}, [], 0
+    for name in sorted(arrays):
+        dtype, blob = encode(arrays[name])
+        header[name] = {"dtype": dtype, "shape": list(arrays[name].shape), "data_offsets": [offset, offset + len(blob)]}
+        blobs.append(blob)
+        offset += len(blob)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + b"".join(blobs)
+
+
+def check_of(slug, name, meta):
+    """How an array is to be compared: kind and, for bounds, figures.
+
+    exact        every value, bit for bit
+    exact_untied exact where no two scores tie (selection_margin > 0)
+    set          the same elements per row, in any order, where selection_margin > 0
+    bound        |ours - theirs| within the tolerance
+    sign         columns or rows are unique only up to sign: compare products
+    none         recorded for information
+    """
+    if (slug, name) in BOUNDS:
+        return "bound", BOUNDS[slug, name]
+    given = meta.get("tolerance", meta.get("check"))
+    if isinstance(given, dict):
+        return "bound", {k: given[k] for k in ("rtol", "atol") if k in given}
+    given = str(given)
+    if given == "exact":
+        return "exact", None
+    if "set" in given.split():
+        return "set", None
+    if given.startswith("sign-ambiguous"):
+        return "sign", None
+    if given.startswith("not to be"):
+        return "none", None
+    if given.startswith("exact"):
+        return "exact_untied", None
+    number = re.match(r"(?:bound )?([0-9.]+(?:e-?[0-9]+)?)", given)
+    if number is None:
+        return "bound", {"text": given}
+    value = float(number.group(1))
+    rest = given[number.end():].strip()
+    for word, key in (("*max", "of_max"), ("of the largest", "of_max"), ("of max", "of_max"), ("*norm", "of_norm"),
+                      ("relative", "rtol"), ("fp16 unit", "fp16_units"), ("ulp", "units"), ("unit", "units"), ("", "atol")):
+        if rest == word or (word and rest.startswith(word)):
+            figures = {key: value}
+            return "bound", figures if rest in (word, word + "s") else {**figures, "text": given}
+    return "bound", {"text": given}
+
+
+def is_input(slug, name, meta):
+    if slug in INPUTS:
+        return name in INPUTS[slug]
+    meaning = str(meta.get("meaning", "")).lower()
+    return "(input)" in meaning or meaning.startswith("input") or re.search(r"\b(in|input)$", meaning) is not None
+
+
+def describe(slug, whole, case, names):
+    """Our manifest entry of a case: provenance, parameters, and how each array is compared."""
+    arrays = {}
+    for name in names:
+        meta = case["arrays"][name]
+        kind, figures = check_of(slug, name, meta)
+        axes = str(meta.get("axes", ""))
+        entry = {"axes": axes[1:-1] if axes.startswith("[") and axes.endswith("]") else axes, "check": kind}
+        if is_input(slug, name, meta):
+            entry["input"] = True
+        if figures:
+            entry["tolerance"] = figures
+        if "nonfinite" in meta:
+            entry["nonfinite"] = True
+        arrays[name] = entry
+    entry = {"repository": case.get("repo", whole.get("repository")),
+             "commit": case.get("commit", whole.get("commit")),
+             "file": case.get("file", case.get("official_file")),
+             "functions": case.get("functions", case.get("functions_run")),
+             "parameters": case["parameters"]}
+    if case.get("selection_margin") is not None:
+        entry["selection_margin"] = case["selection_margin"]
+    entry["arrays"] = arrays
+    return entry
+
+
+def convert(source, slug, chosen):
+    """[(case name, file bytes, manifest entry)] of the chosen cases; chosen None means all, whole."""
+    whole = json.loads((source / slug / "manifest.json").read_text())
+    out = []
+    for file_name, case in whole["cases"].items():
+        name = file_name.removesuffix(".npz")
+        if chosen is not None and name not in chosen:
+            continue
+        left_out = set(chosen[name]) if chosen is not None else set()
+        with np.load(source / slug / f"{name}.npz") as data:
+            unknown = left_out - set(data.files)
+            if unknown:
+                sys.exit(f"{slug}/{name}: no array {sorted(unknown)}")
+            arrays = {key: data[key] for key in data.files if key not in left_out}
+        out.append((name, safetensors(arrays), describe(slug, whole, case, arrays)))
+    if chosen is not None and len(out) != len(chosen):
+        sys.exit(f"{slug}: no case {sorted(set(chosen) - {name for name, _, _ in out})}")
+    return out
+
+
+def write(out, slug, cases):
+    folder = out / slug
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.safetensors"):
+        old.unlink()
+    total = 0
+    for name, data, _ in cases:
+        (folder / f"{name}.safetensors").write_bytes(data)
+        total += len(data)
+    lines = []  # one line a case and array: compact, and a change shows as one line
+    for name, _, entry in cases:
+        arrays = ",\n".join(f"    {json.dumps(a)}: {json.dumps(v)}" for a, v in entry["arrays"].items())
+        head = ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in entry.items() if k != "arrays")
+        lines.append(f"  {json.dumps(name)}: {{{head},\n   \"arrays\": {{\n{arrays}}}}}")
+    text = f"{{\"slug\": {json.dumps(slug)}, \"cases\": {{\n" + ",\n".join(lines) + "}}\n"
+    json.loads(text)
+    (folder / "manifest.json").write_text(text)
+    return total + len(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--all", type=Path, metavar="OUT", help="convert every case of every method into OUT")
+    parser.add_argument("--sizes", action="store_true", help="print the converted size of every case and stop")
+    parser.add_argument("--slugs", nargs="+", default=[], metavar="SLUG", help="only these methods")
+    args = parser.parse_args()
+    if args.sizes:
+        for slug in args.slugs or sorted(SELECTION):
+            for name, data, entry in convert(args.source, slug, None):
+                print(f"{slug:16} {len(data):8} {name}")
+                print("   ", {k: int(np.prod(v.shape)) for k, v in np.load(args.source / slug / f"{name}.npz").items()})
+        return
+    if args.all:
+        slugs = args.slugs or sorted(p.parent.name for p in args.source.glob("*/manifest.json"))
+        total = sum(write(args.all, slug, convert(args.source, slug, None)) for slug in slugs)
+        print(f"{len(slugs)} methods, {total} bytes in {args.all}")
+        return
+    here = Path(__file__).resolve().parent
+    for slug in args.slugs or sorted(SELECTION):
+        size = write(here, slug, convert(args.source, slug, SELECTION[slug]))
+        print(f"{slug:16} {len(SELECTION[slug]):3} cases {size:8} bytes")
+        if size > SLUG_BYTES:
+            sys.exit(f"{slug}: more than {SLUG_BYTES} bytes, choose fewer or smaller cases")
+    total = sum(f.stat().st_size for f in here.glob("*/*") if f.is_file())
+    print(f"together {total} bytes")
+    if total > TOTAL_BYTES:
+        sys.exit(f"more than {TOTAL_BYTES} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Reads every #include of the project and fails on an arrow that the table of folders does not allow.
+
+usage: check_layering.py SOURCE_DIR
+"""
+import pathlib
+import re
+import sys
+
+# folder -> folders whose headers it may include (itself always); the longest matching prefix decides
+ALLOWED = {
+    "core": set(),
+    "core/formats": {"core"},
+    "core/kernels": {"core"},
+    "core/linalg": {"core"},
+    "core/io": {"core"},
+    "reference": {"core"},
+    "reference/primitives": {"core", "reference"},
+    "reference/compose": {"core", "reference", "reference/primitives"},
+    "models": {"core", "reference", "reference/primitives", "reference/compose"},
+    "gpu": {"core"},
+    "simulator": {"core", "models", "reference", "reference/primitives", "reference/compose"},
+    "sweeps": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator"},
+    "cli": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator", "sweeps"},
+}
+METHOD = {"core", "reference", "reference/primitives"}  # reference/<family>/
+CORE_PARTS = {"core/formats", "core/kernels", "core/linalg", "core/io"}
+
+
+def folder_of(path: str) -> str:
+    parts = path.split("/")
+    for n in range(len(parts) - 1, 0, -1):
+        if "/".join(parts[:n]) in ALLOWED:
+            return "/".join(parts[:n])
+    return parts[0]
+
+
+def main() -> int:
+    root = pathlib.Path(sys.argv[1])
+    include = re.compile(r'^\s*#include\s+"([^"]+)"')
+    failures, files = [], 0
+    for top in ("core", "reference", "models", "gpu", "simulator", "sweeps", "cli"):
+        for path in sorted((root / top).rglob("*.[ch]pp")):
+            files += 1
+            name = path.relative_to(root).as_posix()
+            here = folder_of(name)
+            parts = name.split("/")
+            method = parts[0] == "reference" and len(parts) > 2 and parts[1] not in ("primitives", "compose")
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                found = include.match(line)
+                if not found:
+                    continue
+                target = found.group(1)
+                there = folder_of(target)
+                allowed = set(METHOD if method else ALLOWED[here])
+                if "core" in allowed or here.startswith("core"):
+                    allowed |= CORE_PARTS | {"core"}
+                if method:
+                    # private parts of the same method, never another method
+                    own = "/".join(parts[:3]).removesuffix(".cpp").removesuffix(".hpp") + "/"
+                    target_parts = target.split("/")
+                    if target_parts[0] == "reference" and len(target_parts) > 2 and target_parts[1] not in ("primitives", "compose"):
+                        if not target.startswith(own):
+                            failures.append(f"{name}:{number}: a method includes {target} of another method")
+                        continue
+                if there != here and there not in allowed:
+                    failures.append(f"{name}:{number}: {here} may not include {target}")
+                if target.startswith("sqlite3") and here != "sweeps":
+                    failures.append(f"{name}:{number}: only sweeps includes sqlite3.h")
+            if "sqlite3.h" in path.read_text() and here != "sweeps":
+                failures.append(f"{name}: only sweeps includes sqlite3.h")
+    if files == 0:
+        failures.append("no source file found")
+    for failure in failures:
+        print(failure)
+    print(f"layering: {files} files, {len(failures)} forbidden includes")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+#include "core/errors.hpp"
+#include "reference/compose/recipe.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/scenario.hpp"
+
+using namespace kvatlas;
+using namespace kvatlas::test;
+
+namespace {
+
+Scenario scenario(const std::string& text, std::int64_t prompt, std::int64_t chunk) {
+  const MethodChoice choice = parse_choice(text);
+  return {.method = choice.method, .shape = uniform_shape(1, 2, 1, 16, Dtype::f32, {.rotary_dim = 16}), .row = choice.row,
+          .prompt = prompt, .chunk = chunk, .decode = 0, .seed = 3};
+}
+
+}  // namespace
+
+TEST_CASE("freqkv: slots follow the closed form over hundreds of steps", "[unit]") {
+  // capacity 33, one sink, span 32, 16 coefficients: a compression every 16 tokens once 33 are in.
+  const Scenario s = scenario("freqkv:capacity=33,sinks=1,ratio=0.5", 20, 20);
+  const auto cache = open_cache(s);
+  run_prompt(*cache, s);
+  for (std::int64_t n = 21; n <= 400; ++n) {
+    run_decode(*cache, s, n - 21, 1);
+    const std::int64_t compressions = n <= 33 ? 0 : (n - 33 + 15) / 16;
+    REQUIRE(cache->kept(0, 0).value == n - 16 * compressions);
+    REQUIRE(cache->kept(0, 0).value <= 33);
+  }
+}
+
+TEST_CASE("freqkv: a constant value channel stays constant through every compression", "[unit]") {
+  const Scenario s = scenario("freqkv:capacity=20,sinks=2,ratio=0.4", 1, 1);
+  const auto cache = open_cache(s);
+  Array q({2, 100, 16}, 0.5F), k({1, 100, 16}, 0.25F), v({1, 100, 16}, 3.0F), out({2, 100, 16});
+  std::vector<std::int64_t> positions;
+  for (std::int64_t i = 0; i < 100; ++i) positions.push_back(i);
+  cache->forward(0, {.q = q.view(), .k = k.view(), .v = v.view(), .positions = {positions.data(), {100}}}, out.view());
+  for (const float f : out.values()) REQUIRE(f == Approx(3.0F).epsilon(1e-5));
+}
+
+TEST_CASE("freqkv: at the paper's default 8,192 tokens take three compressions", "[unit]") {
+  const MethodChoice m = parse_choice("freqkv");
+  const CacheShape shape = uniform_shape(1, 1, 1, 128, Dtype::bf16, {.rotary_dim = 128});
+  const auto slots = [&](std::int64_t n) {
+    return formula_ledger(*m.method, m.row, shape, {.prompt = Tokens(n)}).total().value / (2 * 128 * 2);
+  };
+  CHECK(slots(4096) == 4096);
+  CHECK(slots(4097) == 2051);
+  CHECK(slots(8192) == 8192 - 3 * 2046);
+}
+
+TEST_CASE("freqkv: refusals name the parameter", "[unit]") {
+  const CacheShape shape = uniform_shape(1, 1, 1, 16);
+  const auto reason = [&](const std::string& text) { return Recipe::parse(text).why_not(shape).value_or(""); };
+  CHECK(reason("freqkv:capacity=8,sinks=8") == "freqkv: capacity is 8, must exceed sinks (8) by at least 2");
+  CHECK(reason("freqkv:capacity=8,sinks=4,ratio=0.05") == "freqkv: ratio is 0.05, keeps no coefficient of a span of 4 tokens");
+  CacheShape windowed = shape;
+  windowed.classes[0].window = Tokens(64);
+  CHECK(Recipe::parse("freqkv").why_not(windowed) == "freqkv: a sliding window of 64 tokens has no meaning over slots; use full for such layers");
+}
