@@ -41,14 +41,13 @@ int run_gpus(const Arguments& args, const Streams& io) {
     return kDone;
   }
   Table table({{"gpu"}, {"architecture"}, {"memory", Align::right}, {"bandwidth", Align::right}, {"L2", Align::right},
-               {"bf16", Align::right}, {"fp8", Align::right}, {"SMs", Align::right}, {"also called"}});
+               {"bf16", Align::right}, {"fp8", Align::right}, {"also called"}});
   for (const sim::Gpu& g : list) {
     std::string aliases;
     for (const std::string& a : g.aliases) aliases += cat(aliases.empty() ? "" : ", ", a);
     table.add({g.slug, g.architecture, g.memory_bytes.known() ? spell_bytes(*g.memory_bytes.value) : "-",
                spell_figure(g.hbm_bandwidth, "B/s"), g.l2_bytes.known() ? spell_bytes(*g.l2_bytes.value) : "-",
-               spell_figure(g.bf16_flops, "flop/s"), spell_figure(g.fp8_flops, "flop/s"),
-               g.sm_count.known() ? spell_count(*g.sm_count.value) : "-", aliases});
+               spell_figure(g.bf16_flops, "flop/s"), spell_figure(g.fp8_flops, "flop/s"), aliases});
   }
   table.print(io.out);
   io.out << "\nA dash is a figure that is not known; sources of all figures: kvatlas gpus --json\n";

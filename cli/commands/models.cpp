@@ -40,14 +40,16 @@ int run_models(const Arguments& args, const Streams& io) {
     return kDone;
   }
   Table table({{"model"}, {"parameters", Align::right}, {"active", Align::right}, {"layers", Align::right}, {"KV per token", Align::right},
-               {"fixed", Align::right}, {"32K tokens", Align::right}, {"source"}});
+               {"fixed", Align::right}, {"32K tokens", Align::right}, {"trained context", Align::right}});
   for (const models::Model& m : list)
     table.add({m.slug, spell_si(static_cast<double>(models::parameters(m)), ""), spell_si(static_cast<double>(models::active_parameters(m)), ""),
                cat(models::layers(m)), spell_bytes(static_cast<double>(models::kv_bytes_per_token(m).value)),
                spell_bytes(static_cast<double>(models::fixed_cache_bytes(m).value)),
-               spell_bytes(static_cast<double>(dense_bytes(m.cache, Tokens(32768)).value)), m.source});
+               spell_bytes(static_cast<double>(dense_bytes(m.cache, Tokens(32768)).value)),
+               m.trained_context ? spell_count(static_cast<double>(m.trained_context->value)) : "-"});
   table.print(io.out);
-  io.out << "\nKV per token: bytes of one more token once every window is full; fixed: full windows and recurrent states\n";
+  io.out << "\nKV per token: bytes of one more token once every window is full; fixed: full windows and recurrent states\n"
+            "sources of all figures: kvatlas models --json\n";
   return kDone;
 }
 

@@ -136,10 +136,11 @@ Answer workload(const sim::Evaluator& e, const sim::Workload& w) {
 void print_text(std::ostream& out, const Answer& a, const sim::Deployment& d, const std::string& question, bool explain) {
   out << d.recipe.canonical() << " on " << d.model->name << ", " << d.gpu.name << ", weights " << sim::name_of(d.weights) << "\n" << question << "\n\n";
   const auto line = [&](const char* label, const Json& value, const char* unit, const char* note = "") {
-    out << fmt::format("  {:<24}{:>10}{}{}{}\n", label, value.is_number() ? spell_number(value.get<double>()) : "-", unit[0] != '\0' ? " " : "", unit, note);
+    out << fmt::format("  {:<26}{:>10}{}{}{}\n", label, value.is_number() ? spell_number(value.get<double>()) : "-", unit[0] != '\0' ? " " : "", unit, note);
   };
   const Json& j = a.json;
-  if (!a.why_not.empty()) out << "  NOT POSSIBLE: " << a.why_not << "\n";
+  for (const std::string& text : wrap(a.why_not.empty() ? "" : cat("NOT POSSIBLE: ", a.why_not), kLineWidth - 2))
+    if (!text.empty()) out << "  " << text << "\n";
   if (j["mode"] == "workload") {
     line("requests/s", j["requests_per_s"], "", j["interval_requests_per_s"].is_null() ? "" : fmt::format("   80% interval {} to {}", spell_number(j["interval_requests_per_s"]["low"].get<double>()), spell_number(j["interval_requests_per_s"]["high"].get<double>())).c_str());
     line("concurrency", j["concurrency"], "");
@@ -151,18 +152,21 @@ void print_text(std::ostream& out, const Answer& a, const sim::Deployment& d, co
   line("decode step", j["step_ms"], "ms", fmt::format("   80% interval {} to {} ({}, provisional)", spell_number(1e3 * a.step.figures.low_s), spell_number(1e3 * a.step.figures.high_s), sim::name_of(a.step.figures.evidence)).c_str());
   line("speed-up, decode only", j["speedup_decode_only"], "x");
   line("size factor", j["size_factor"], "x");
-  out << fmt::format("  {:<24}{} of {} ({} weights, {} cache); at most {} sequences\n", "memory, peak", spell_bytes(a.memory.peak_bytes), spell_bytes(a.memory.available_bytes),
+  out << fmt::format("  {:<26}{} of {} ({} weights, {} cache); at most {} sequences\n", "memory, peak", spell_bytes(a.memory.peak_bytes), spell_bytes(a.memory.available_bytes),
                      spell_bytes(a.memory.weights_bytes), spell_bytes(a.memory.cache_bytes), a.memory.max_batch);
-  line("energy", j["energy_j_per_token"], "J/token", "   assumed");
-  line("price", j["usd_per_mtok"], "USD per million tokens", "   assumed");
-  out << "  bound by                " << j["bound_by"].get<std::string>() << "\n\none decode step (computed)\n";
+  if (!j["energy_j_per_token"].is_null()) line("energy", j["energy_j_per_token"], "J/token", "   assumed");
+  if (!j["usd_per_mtok"].is_null()) line("price", j["usd_per_mtok"], "USD per million tokens", "   assumed");
+  out << "  bound by                  " << j["bound_by"].get<std::string>() << "\n\none decode step (computed)\n";
   Table table({{"part"}, {"ms", Align::right}, {"bytes", Align::right}, {"operations", Align::right}, {"launches", Align::right}, {"bound by"}});
   for (const sim::StepPart& p : a.step.parts)
     table.add({p.part, spell_number(1e3 * p.seconds), spell_bytes(p.bytes), spell_si(p.flops, "flop"), spell_number(p.launches), sim::name_of(p.bound)});
   table.print(out, 2);
   if (explain) {
     out << "\n";
-    for (const std::string& f : a.step.formulas) out << "  " << f << "\n";
+    for (const std::string& f : a.step.formulas) {
+      const std::vector<std::string> lines = wrap(f, kLineWidth - 6);
+      for (std::size_t i = 0; i < lines.size(); ++i) out << (i == 0 ? "  " : "      ") << lines[i] << "\n";
+    }
   }
 }
 
@@ -207,7 +211,7 @@ int run_simulate(const Arguments& args, const Streams& io) {
   } else {
     print_text(io.out, a, d, question, p.has("explain"));
   }
-  return a.why_not.empty() ? kDone : kFailed;
+  return kDone;  // a deployment that cannot be is an answer, not a failure
 }
 
 }  // namespace kvatlas::cli

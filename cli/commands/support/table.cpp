@@ -29,7 +29,8 @@ std::vector<std::string> wrap(const std::string& text, std::size_t width) {
   std::istringstream words(text);
   for (std::string word; words >> word;) {
     if (!lines.back().empty() && columns_of(lines.back()) + 1 + columns_of(word) > width) lines.emplace_back();
-    lines.back() += (lines.back().empty() ? "" : " ") + word;
+    if (!lines.back().empty()) lines.back() += ' ';
+    lines.back() += word;
   }
   return lines;
 }
@@ -78,9 +79,13 @@ std::string spell_bytes(double bytes) {
 }
 
 std::string spell_count(double n) {
-  std::string digits = fmt::format("{:.0f}", std::fabs(n));
-  for (std::size_t i = digits.size(); i > 3; i -= 3) digits.insert(i - 3, ",");
-  return (n < 0 ? "-" : "") + digits;
+  const std::string digits = fmt::format("{:.0f}", std::fabs(n));
+  std::string text = n < 0 ? "-" : "";
+  for (std::size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) text.push_back(',');
+    text.push_back(digits[i]);
+  }
+  return text;
 }
 
 std::string spell_number(std::optional<double> value) {
@@ -100,6 +105,7 @@ std::string spell_number(std::optional<double> value) {
 
 std::string spell_si(double value, const char* unit) {
   static constexpr std::array<const char*, 6> kPrefixes{"", "k", "M", "G", "T", "P"};
+  if (value == 0) return "0";
   std::size_t prefix = 0;
   while (std::fabs(value) >= 1000 && prefix + 1 < kPrefixes.size()) value /= 1000, ++prefix;
   return fmt::format("{:.{}f} {}{}", value, std::fabs(value) < 10 ? 2 : std::fabs(value) < 100 ? 1 : 0, kPrefixes[prefix], unit);

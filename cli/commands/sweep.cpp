@@ -1,0 +1,82 @@
+// sweep: evaluates a spec's design points into a store; can be interrupted, resumed and sharded.
+#include <ostream>
+
+#include "cli/commands/command.hpp"
+#include "cli/commands/support/options.hpp"
+#include "cli/commands/support/record.hpp"
+#include "cli/commands/support/table.hpp"
+#include "sweeps/interrupt.hpp"
+#include "sweeps/json.hpp"
+#include "sweeps/runner.hpp"
+#include "sweeps/summary.hpp"
+
+namespace kvatlas::cli {
+
+namespace {
+
+const Usage& usage() {
+  static const Usage u{.command = "sweep", .positional = "SPEC", .least = 1, .most = 1,
+                       .example = "kvatlas sweep sweeps/examples/demo.json --db atlas.sqlite",
+                       .options = {Option::text("db", "FILE", "store; what it holds already is not evaluated again").needed(),
+                                   Option::integer("jobs", 0, 4096, "worker threads (0: one a core)", "0"),
+                                   Option::text("shard", "I/N", "only the I-th of N parts of the work", "1/1"),
+                                   Option::flag("no-store", "evaluate only, store nothing (--db is not touched)"),
+                                   Option::flag("quiet", "no progress, no summary")},
+                       .note = "SPEC is a JSON document: models, gpus, methods with lists and ranges, contexts, batches, workloads, engines.\n"
+                               "Ctrl-C ends after the current configurations; the same command goes on from there."};
+  return u;
+}
+
+std::string spell_best(const std::optional<sweep::BestPoint>& p, bool with_recipe) {
+  if (!p) return with_recipe ? "-" : "does not fit";
+  return cat(spell_count(p->tokens_per_s), with_recipe ? cat("  ", p->recipe) : "");
+}
+
+void print_summary(std::ostream& out, const sweep::StoreSummary& s, const std::string& db) {
+  out << db << ": " << spell_count(static_cast<double>(s.points)) << " points, " << spell_count(static_cast<double>(s.designs))
+      << " distinct (model, GPU, method, parameters, context), " << spell_bytes(static_cast<double>(s.file_bytes));
+  if (s.points > 0) out << fmt::format(" ({:.0f} bytes a point)", static_cast<double>(s.file_bytes) / static_cast<double>(s.points));
+  out << "\ntokens/s of decoding at " << spell_count(static_cast<double>(s.context))
+      << " tokens of context, largest batches that fit; prefill excluded, quality not judged\n";
+  std::string gpu;
+  Table table({{"gpu"}, {"model"}, {"points", Align::right}, {"plain", Align::right}, {"best in an engine"}, {"best of all"}});
+  for (const sweep::PairSummary& p : s.pairs) {
+    table.add({p.gpu == gpu ? "" : p.gpu, p.model, spell_count(static_cast<double>(p.points)), spell_best(p.plain, false), spell_best(p.deployable, true), spell_best(p.best, true)});
+    gpu = p.gpu;
+  }
+  table.print(out, 2);
+}
+
+}  // namespace
+
+int run_sweep(const Arguments& args, const Streams& io) {
+  const auto parsed = parse(usage(), args, io);
+  if (!parsed) return kDone;
+  const Parsed& p = *parsed;
+  const sweep::Spec spec = sweep::load_spec(p.positional()[0]);
+  const bool quiet = p.has("quiet");
+  const sweep::InterruptGuard guard;
+  sweep::SweepOptions options{.jobs = static_cast<int>(p.integer("jobs")), .shard = sweep::parse_shard(p.text("shard")), .stop = guard.flag(), .progress = {}};
+  if (io.progress && !quiet)
+    options.progress = [&io](const sweep::Progress& progress) { io.err << "\r" << sweep::progress_line(progress) << "   " << std::flush; };
+  const std::string db = p.text("db");
+  const sweep::SweepReport report = p.has("no-store") ? sweep::evaluate_sweep(spec, options).report : sweep::run_sweep(spec, db, options);
+  if (options.progress) io.err << "\n";
+  if (!quiet)
+    for (const std::string& sentence : report.left_out) io.err << "kvatlas sweep: left out: " << sentence << "\n";
+  if (p.json()) {
+    print(io, Json(sweep::to_json(report, db)));
+  } else {
+    io.out << spell_count(static_cast<double>(report.points)) << " points: " << spell_count(static_cast<double>(report.stored)) << " stored, "
+           << spell_count(static_cast<double>(report.skipped)) << " were there already; " << spell_count(static_cast<double>(report.infeasible))
+           << " infeasible; " << fmt::format("{:.2f}", report.seconds) << " s, " << spell_count(report.points_per_s) << " points/s\n";
+    if (!p.has("no-store") && !quiet) print_summary(io.out, sweep::summarize(db), db);
+  }
+  if (report.interrupted) {
+    io.err << "kvatlas sweep: interrupted; the same command goes on from here\n";
+    return kFailed;
+  }
+  return kDone;
+}
+
+}  // namespace kvatlas::cli

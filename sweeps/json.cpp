@@ -1,0 +1,87 @@
+#include "sweeps/json.hpp"
+
+#include <cmath>
+
+namespace kvatlas::sweep {
+
+using nlohmann::json;
+
+namespace {
+
+json maybe(const std::optional<double>& v) { return v ? json(*v) : json(nullptr); }
+json finite(double v) { return std::isfinite(v) ? json(v) : json(nullptr); }
+
+json params_of(const Recipe& recipe) {
+  const MethodChoice& c = recipe.rules().back().key;
+  json out = json::object();
+  for (std::size_t i = 0; i < c.method->params.size(); ++i) {
+    const ParamSpec& spec = c.method->params[i];
+    json& value = out[spec.name];
+    if (spec.type == ParamType::flag) value = c.row[i] != 0;
+    else if (spec.type == ParamType::choice) value = format_value(spec, c.row[i]);
+    else if (spec.type == ParamType::integer) value = static_cast<std::int64_t>(c.row[i]);
+    else value = c.row[i];
+  }
+  return out;
+}
+
+}  // namespace
+
+json to_json(const SweepReport& r, const std::string& db) {
+  return {{"points", r.points},   {"stored", r.stored},             {"skipped", r.skipped},         {"infeasible", r.infeasible}, {"seconds", r.seconds},
+          {"points_per_s", r.points_per_s}, {"db", db},             {"interrupted", r.interrupted}, {"left_out", r.left_out},     {"provenance", "computed"}};
+}
+
+json to_json(const MergeReport& r) { return {{"rows", r.rows}, {"conflicts", r.conflicts}, {"examples", r.examples}, {"written", r.written}}; }
+
+json to_json(const DiffReport& r) {
+  json changed = json::array();
+  for (const ChangedPoint& p : r.changed) {
+    json figures = json::array();
+    for (const FigureChange& f : p.figures) figures.push_back({{"figure", f.figure}, {"a", f.a}, {"b", f.b}, {"change", finite(f.change)}});
+    changed.push_back({{"key", p.key}, {"configuration", json::parse(p.configuration)}, {"context", p.context}, {"batch", p.batch}, {"worst", finite(p.worst)}, {"figures", figures}});
+  }
+  return {{"changed", changed}, {"changed_count", r.changed_count}, {"equal", r.equal}, {"only_a", r.only_a}, {"only_b", r.only_b}};
+}
+
+json to_json(const Recommendation& r) {
+  const sim::WorkloadFigures& f = r.figures;
+  return {{"rank", r.rank},
+          {"method", r.recipe.main().slug},
+          {"recipe", r.recipe.canonical()},
+          {"params", params_of(r.recipe)},
+          {"requests_per_s", f.requests_per_s},
+          {"interval", {{"low_requests_per_s", f.low_requests_per_s}, {"high_requests_per_s", f.high_requests_per_s}, {"evidence", sim::name_of(f.evidence)}}},
+          {"tokens_per_s", f.tokens_per_s},
+          {"ttft_ms", f.ttft_s * 1e3},
+          {"tpot_ms", f.tpot_s * 1e3},
+          {"concurrency", f.concurrency},
+          {"cache_bytes", f.cache_bytes},
+          {"peak_bytes", f.peak_bytes},
+          {"speedup", maybe(r.speedup)},
+          {"speedup_decode_only", maybe(r.speedup_decode_only)},
+          {"size_factor", f.size_factor},
+          {"quality",
+           {{"value", maybe(r.quality.value)},
+            {"grade", r.quality.grade.empty() ? json(nullptr) : json(r.quality.grade)},
+            {"model", r.quality.model.empty() ? json(nullptr) : json(r.quality.model)},
+            {"proxy", r.quality.grade == "X"},
+            {"source", r.quality.source}}},
+          {"deployable", r.deployable},
+          {"research", r.deployable.empty() && r.recipe.canonical() != "full"},
+          {"best_of_method", r.best_of_method},
+          {"why", r.why},
+          {"bound_by", sim::name_of(f.bound)},
+          {"provenance", "computed"}};
+}
+
+json to_json(const RecommendReport& r) {
+  json ranked = json::array(), excluded = json::array(), uncertain = json::array();
+  for (const auto* list : {&r.deployable, &r.research})
+    for (const Recommendation& one : *list) ranked.push_back(to_json(one));
+  for (const Exclusion& e : r.excluded) excluded.push_back({{"method", e.method}, {"why", e.why}});
+  for (const UncertainPair& u : r.uncertain) uncertain.push_back({{"a", u.a}, {"b", u.b}, {"settle_with", u.settle_with}});
+  return {{"recommendations", ranked}, {"excluded", excluded}, {"uncertain", uncertain}, {"binds", r.binds}};
+}
+
+}  // namespace kvatlas::sweep

@@ -1,0 +1,24 @@
+// JSON of sweep results for the command line and other doors, with the keys of their contract.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "sweeps/merge.hpp"
+#include "sweeps/recommend.hpp"
+#include "sweeps/runner.hpp"
+
+namespace kvatlas::sweep {
+
+/// {points, stored, skipped, infeasible, seconds, points_per_s, db, interrupted, left_out}
+nlohmann::json to_json(const SweepReport& report, const std::string& db);
+/// {rows, conflicts, examples, written}
+nlohmann::json to_json(const MergeReport& report);
+/// {changed:[{key, configuration, context, batch, worst, figures:[...]}], changed_count, equal, only_a, only_b}
+nlohmann::json to_json(const DiffReport& report);
+/// {recommendations:[{rank, method, params, ...}], excluded, uncertain, binds}; deployable first, then research
+nlohmann::json to_json(const RecommendReport& report);
+/// One row of it.
+nlohmann::json to_json(const Recommendation& recommendation);
+
+}  // namespace kvatlas::sweep

@@ -1,0 +1,178 @@
+#include "sweeps/merge.hpp"
+
+#include <optional>
+#include <system_error>
+
+#include "core/errors.hpp"
+#include "sweeps/schema.hpp"
+#include "sweeps/store.hpp"
+
+namespace kvatlas::sweep {
+
+namespace {
+
+std::string joined(const std::vector<std::string>& names, std::string_view prefix) {
+  std::string text;
+  for (const std::string& n : names) text += cat(text.empty() ? "" : ", ", prefix, n);
+  return text;
+}
+
+std::vector<std::string> columns_of(Database& db, const char* table) {
+  std::vector<std::string> names;
+  Statement s(db, cat("SELECT name FROM pragma_table_info('", table, "')"));
+  while (s.step())
+    if (s.text(0) != "id") names.emplace_back(s.text(0));
+  return names;
+}
+
+std::string code_version_of(Database& db) {
+  Statement s(db, "SELECT value FROM meta WHERE name = 'code_version'");
+  return s.step() ? std::string(s.text(0)) : std::string("unknown");
+}
+
+/// Rows of a table without references, unless an equal row is there.
+void copy_plain(Database& db, const char* table) {
+  const std::string columns = joined(columns_of(db, table), "");
+  db.exec(cat("INSERT OR IGNORE INTO main.", table, "(", columns, ") SELECT ", columns, " FROM source.", table, " EXCEPT SELECT ", columns, " FROM main.", table));
+}
+
+/// What differs between the rows of one key: columns are ours, so no text of a file gets into the statement.
+std::string differs(const std::vector<std::string>& columns) {
+  std::string sql;
+  for (const std::string& c : columns) sql += cat(sql.empty() ? "NOT (" : " AND ", "a.", c, " IS b.", c);
+  return sql + ")";
+}
+
+void copy_store(Database& db, MergeReport& report) {
+  for (const char* table : {"models", "gpus", "methods", "workloads", "quality", "measurements", "claims", "imported"}) copy_plain(db, table);
+  db.exec(
+      "INSERT OR IGNORE INTO main.configurations(key, model, gpu, method, weights, engine, tp, plan, provenance, canonical) "
+      "SELECT c.key, m2.id, g2.id, t2.id, c.weights, c.engine, c.tp, c.plan, c.provenance, c.canonical FROM source.configurations c "
+      "JOIN source.models m ON m.id = c.model JOIN source.gpus g ON g.id = c.gpu JOIN source.methods t ON t.id = c.method "
+      "JOIN main.models m2 ON m2.identity = m.identity JOIN main.gpus g2 ON g2.identity = g.identity JOIN main.methods t2 ON t2.recipe = t.recipe");
+  db.exec(
+      "CREATE TEMP TABLE c_map(old INTEGER PRIMARY KEY, new INTEGER); CREATE TEMP TABLE w_map(old INTEGER PRIMARY KEY, new INTEGER);"
+      "INSERT INTO c_map SELECT s.id, m.id FROM source.configurations s JOIN main.configurations m ON m.key = s.key;"
+      "INSERT INTO w_map SELECT s.id, m.id FROM source.workloads s JOIN main.workloads m ON m.key = s.key");
+  const std::vector<std::string> figures = figure_columns();
+  db.exec(cat("INSERT INTO main.predictions(key, configuration, ", joined(figures, ""), ") SELECT p.key, c_map.new, ", joined(figures, "p."),
+              " FROM source.predictions p JOIN c_map ON c_map.old = p.configuration"));
+  std::vector<std::string> served;
+  for (const std::string& c : columns_of(db, "workload_predictions"))
+    if (c != "key" && c != "configuration" && c != "workload") served.push_back(c);
+  {
+    Statement s(db, cat("SELECT hex(a.key) FROM main.workload_predictions a JOIN source.workload_predictions b ON a.key = b.key WHERE ", differs(served)));
+    while (s.step()) {
+      ++report.conflicts;
+      if (report.examples.size() < 5) report.examples.push_back(cat("workload point ", s.text(0), " has other figures in ", db.path().string()));
+    }
+  }
+  db.exec(cat("INSERT OR IGNORE INTO main.workload_predictions(key, configuration, workload, ", joined(served, ""), ") SELECT p.key, c_map.new, w_map.new, ",
+              joined(served, "p."), " FROM source.workload_predictions p JOIN c_map ON c_map.old = p.configuration JOIN w_map ON w_map.old = p.workload"));
+  db.exec(
+      "INSERT OR IGNORE INTO main.infeasible SELECT c_map.new, i.context, i.sentence FROM source.infeasible i JOIN c_map ON c_map.old = i.configuration;"
+      "INSERT INTO main.runs(code_version, spec_hash, shard, state, points, infeasible, spec) "
+      "SELECT code_version, spec_hash, shard, state, points, infeasible, spec FROM source.runs WHERE true "
+      "ON CONFLICT(spec_hash, shard) DO UPDATE SET state = excluded.state, points = excluded.points, infeasible = excluded.infeasible "
+      "WHERE excluded.points > main.runs.points OR (excluded.points = main.runs.points AND excluded.state = 'complete');"
+      "DROP TABLE c_map; DROP TABLE w_map");
+}
+
+/// Finds keys that came twice, counts those whose figures differ, keeps the row that came first.
+void settle_twins(Database& db, MergeReport& report) {
+  if (db.integer("SELECT count(*) - count(DISTINCT key) FROM predictions") == 0) return;
+  db.exec("CREATE INDEX predictions_probe ON predictions(key)");
+  {
+    Statement s(db, cat("SELECT c.canonical, a.context, a.batch, a.step_s, b.step_s FROM predictions a JOIN predictions b ON a.key = b.key AND a.id < b.id "
+                        "JOIN configurations c ON c.id = a.configuration WHERE ", differs(figure_columns()), " ORDER BY a.key"));
+    while (s.step()) {
+      ++report.conflicts;
+      if (report.examples.size() < 5)
+        report.examples.push_back(cat(s.text(0), " at context ", s.integer(1), ", batch ", s.integer(2), ": step ", s.number(3), " s and ", s.number(4), " s"));
+    }
+  }
+  db.exec("DELETE FROM predictions WHERE id IN (SELECT b.id FROM predictions a JOIN predictions b ON a.key = b.key AND a.id < b.id)");
+  db.exec("DROP INDEX predictions_probe");
+}
+
+/// Folds the log of a killed writer into its file, so that nothing of it is left beside the file that replaces it.
+void settle_log(const std::filesystem::path& path) {
+  Database db(path, Database::Mode::write);
+  require_schema(db);
+  db.exec("PRAGMA wal_checkpoint(TRUNCATE)");
+}
+
+}  // namespace
+
+MergeReport merge_stores(const std::filesystem::path& out, const std::vector<std::filesystem::path>& inputs, bool force) {
+  if (inputs.empty()) throw InvalidArgument("merge has no input, must have at least one store");
+  std::error_code ignored;
+  std::vector<std::filesystem::path> sources;
+  if (std::filesystem::exists(out, ignored)) {
+    settle_log(out);
+    sources.push_back(out);
+  }
+  for (const std::filesystem::path& in : inputs)
+    if (!std::filesystem::exists(out, ignored) || !std::filesystem::equivalent(in, out, ignored)) sources.push_back(in);
+  std::optional<std::string> version;
+  for (const std::filesystem::path& in : sources) {
+    std::optional<Database> db;
+    open_for_reading(db, in);
+    const std::string found = code_version_of(*db);
+    if (version && found != *version && !force)
+      throw InvalidArgument(cat(in.string(), ": written by kvatlas ", found, ", ", sources.front().string(), " by ", *version, "; stores of two versions merge with --force only"));
+    if (!version) version = found;
+  }
+  MergeReport report;
+  std::filesystem::path part = out;
+  part += ".merging";
+  const auto remove_part = [&] {
+    for (const char* suffix : {"", "-wal", "-journal", "-shm"}) std::filesystem::remove(part.string() + suffix, ignored);
+  };
+  remove_part();
+  try {
+    Database db(part, Database::Mode::create);
+    prepare_schema(db);
+    db.exec("PRAGMA synchronous=NORMAL; PRAGMA cache_size=-65536; PRAGMA temp_store=MEMORY");
+    {
+      Statement s(db, "UPDATE meta SET value = ? WHERE name = 'code_version'");
+      s.bind(1, std::string_view(*version)).run();
+    }
+    for (const std::filesystem::path& in : sources) {
+      {
+        const std::string name = in.string();
+        Statement s(db, "ATTACH ? AS source");
+        s.bind(1, std::string_view(name)).run();
+      }
+      {
+        Transaction t(db);
+        copy_store(db, report);
+        t.commit();
+      }
+      db.exec("DETACH source");
+    }
+    {
+      Transaction t(db);
+      settle_twins(db, report);
+      t.commit();
+    }
+    report.written = report.conflicts == 0 || force;
+    if (report.written) build_index(db);
+    report.rows = db.integer("SELECT (SELECT count(*) FROM predictions) + (SELECT count(*) FROM workload_predictions)");
+  } catch (...) {
+    remove_part();
+    throw;
+  }
+  if (report.written) {
+    std::error_code error;
+    std::filesystem::rename(part, out, error);
+    if (error) {
+      remove_part();
+      throw IoError(cat(out.string(), ": the merged store cannot be put in place (", error.message(), ")"));
+    }
+  }
+  remove_part();
+  return report;
+}
+
+}  // namespace kvatlas::sweep

@@ -1,0 +1,31 @@
+// The Pareto front of stored points over two figures, each in its own sense (less time, more tokens).
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace kvatlas::sweep {
+
+/// Places of the points that no other point beats: at least as good in both, better in one. Equal points are all on it.
+/// points   (x, y) without NaN
+/// returns  ascending places
+std::vector<std::size_t> pareto_front(const std::vector<std::pair<double, double>>& points, bool x_higher, bool y_higher);
+
+struct ParetoQuery {
+  std::string x, y;            // columns with a sense (sweeps/where.hpp)
+  std::string where;           // restricted conditions; points that do not fit memory are left out unless `fits` is named
+};
+
+/// Points on the front, by x from best to worst, as JSON objects with every column of a point, its key and on_front.
+/// Points whose x or y is unknown take no part.
+/// throws InvalidArgument for the query, IoError for the store
+std::vector<nlohmann::json> pareto(const std::filesystem::path& store, const ParetoQuery& query);
+
+/// Points that satisfy the conditions, ordered by key, at most `limit`.
+std::vector<nlohmann::json> select_points(const std::filesystem::path& store, const std::string& where, std::int64_t limit);
+
+}  // namespace kvatlas::sweep

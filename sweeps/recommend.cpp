@@ -1,0 +1,212 @@
+#include "sweeps/recommend.hpp"
+
+#include <algorithm>
+#include <cctype>
+#include <map>
+#include <memory>
+#include <set>
+
+#include "core/errors.hpp"
+#include "core/parallel.hpp"
+#include "reference/registry.hpp"
+#include "sweeps/configuration.hpp"
+#include "sweeps/recommend_why.hpp"
+#include "sweeps/settings.hpp"
+#include "sweeps/store.hpp"
+
+namespace kvatlas::sweep {
+
+namespace {
+
+/// Below this a difference from the plain cache is not worth a change of deployment.
+constexpr double kWorthwhile = 1.02;
+constexpr std::size_t kUncertainAmong = 5;  // overlaps are told among the first so many
+
+/// Engines that offer every method of the recipe; `full` runs everywhere.
+std::vector<std::string> engines_of(const Recipe& recipe) {
+  std::optional<std::vector<std::string>> common;
+  for (const Rule& rule : recipe.rules())
+    for (const MethodChoice* c : {&rule.key, &rule.value}) {
+      if (c->method->family == Family::baseline) continue;
+      std::vector<std::string> offered;
+      for (const Deployable& d : c->method->deployable)
+        if (!common || std::find(common->begin(), common->end(), d.engine) != common->end()) offered.emplace_back(d.engine);
+      common = offered;
+    }
+  if (common) return *common;
+  std::set<std::string> every;
+  for (const Method* m : all_methods())
+    for (const Deployable& d : m->deployable) every.insert(d.engine);
+  return {every.begin(), every.end()};
+}
+
+bool is_plain(const Recipe& r) { return r.canonical() == "full"; }
+
+struct Candidate {
+  Recipe recipe = Recipe::parse("full");
+  sim::WorkloadFigures figures;
+  std::optional<std::string> why_not;
+};
+
+Candidate evaluate(const RecommendRequest& request, const Recipe& recipe) {
+  Candidate c{.recipe = recipe, .figures = {}, .why_not = {}};
+  sim::Deployment d = request.deployment;
+  d.recipe = recipe;
+  c.why_not = sim::why_not(d);
+  if (c.why_not) return c;
+  c.figures = sim::Evaluator(d).workload(request.workload);
+  if (!c.figures.feasible) c.why_not = c.figures.why_not;
+  if (c.figures.feasible && request.memory_gib && c.figures.peak_bytes > *request.memory_gib * 1073741824.0)
+    c.why_not = fmt::format("needs {:.1f} GiB of memory, must be at most {:.1f} GiB", c.figures.peak_bytes / 1073741824.0, *request.memory_gib);
+  return c;
+}
+
+double decode_rate(const sim::WorkloadFigures& f) { return f.step_s > 0 ? static_cast<double>(f.concurrency) / f.step_s : 0; }
+
+Quality quality_of(const RecommendRequest& request, const Recipe& recipe) {
+  if (is_plain(recipe)) return {.value = 1.0, .grade = "", .model = request.deployment.model->slug, .source = "by definition: quality is counted against the plain cache"};
+  if (request.evidence)
+    if (const auto found = request.evidence(*request.deployment.model, recipe, request.quality_evidence)) return *found;
+  return {.value = std::nullopt, .grade = "", .model = "", .source = cat("unknown; kvatlas evaluate --weights FILE --text FILE --method \"", recipe.canonical(), "\" would settle it")};
+}
+
+/// What the request itself rules out, as a sentence.
+std::optional<std::string> ruled_out(const RecommendRequest& request, const Recommendation& r) {
+  if (request.deployable && std::find(r.deployable.begin(), r.deployable.end(), *request.deployable) == r.deployable.end() && !is_plain(r.recipe))
+    return cat(*request.deployable, " does not offer it", r.deployable.empty() ? ": research only" : "");
+  if (!request.min_quality) return std::nullopt;
+  if (!r.quality.value) return cat("quality unknown (accepted evidence: ", request.quality_evidence, "), must be at least ", *request.min_quality);
+  if (*r.quality.value < *request.min_quality) return fmt::format("quality {:.4f} ({}), must be at least {}", *r.quality.value, r.quality.grade, *request.min_quality);
+  return std::nullopt;
+}
+
+void check(const RecommendRequest& request) {
+  if (request.deployment.model == nullptr) throw InvalidArgument("model is missing, must be a slug or a path to a config.json");
+  if (request.workload.prompt.value < 1) throw InvalidArgument(cat("prompt is ", request.workload.prompt.value, ", must be at least 1 token"));
+  if (request.workload.output.value < 1) throw InvalidArgument(cat("output is ", request.workload.output.value, ", must be at least 1 token"));
+  if (request.min_quality && !(*request.min_quality >= 0 && *request.min_quality <= 1)) throw InvalidArgument(cat("min-quality is ", *request.min_quality, ", must be from 0 to 1 (the retained share)"));
+  if (request.memory_gib && !(*request.memory_gib > 0)) throw InvalidArgument(cat("memory-gib is ", *request.memory_gib, ", must be above 0"));
+  if (request.deployable) {
+    std::set<std::string_view> names;
+    for (const Method* m : all_methods())
+      for (const Deployable& d : m->deployable) names.insert(d.engine);
+    const std::vector<std::string_view> list(names.begin(), names.end());
+    if (!names.contains(*request.deployable)) throw InvalidArgument(cat("deployable: ", unknown_name("engine", *request.deployable, list)));
+  }
+}
+
+/// One line a method: the recipe only where another setting of the method is recommended.
+void collect_exclusions(const std::map<std::string, std::vector<Exclusion>>& by_method, const std::set<std::string>& recommended, RecommendReport& report) {
+  for (const auto& [slug, list] : by_method) {
+    if (recommended.contains(slug)) {
+      for (const Exclusion& e : list) report.excluded.push_back(e);
+    } else {  // defaults come first among a method's settings: their reason speaks for it
+      const std::size_t others = list.size() - 1;
+      report.excluded.push_back({slug, cat(list.front().why, others > 0 ? cat(" (", others, others == 1 ? " other setting" : " other settings", " likewise excluded)") : std::string())});
+    }
+  }
+}
+
+}  // namespace
+
+std::string parse_grades(const std::string& text) {
+  std::string out;
+  for (const char raw : text) {
+    const char c = static_cast<char>(std::toupper(static_cast<unsigned char>(raw)));
+    if (c == ',' || c == ' ') continue;
+    if (std::string_view("MPCFX").find(c) == std::string_view::npos) throw InvalidArgument(cat("quality-evidence is \"", text, "\", must be a list of m, p, c, f, x"));
+    if (out.find(c) == std::string::npos) out += c;
+  }
+  if (out.empty()) throw InvalidArgument(cat("quality-evidence is \"", text, "\", must be a list of m, p, c, f, x"));
+  return out;
+}
+
+QualityEvidence quality_of_store(const std::string& path) {
+  std::optional<Database> db;
+  open_for_reading(db, path);
+  std::map<std::pair<std::string, std::string>, std::vector<Quality>> rows;
+  Statement s(*db, "SELECT model, recipe, retained, grade, quality_model, source FROM quality WHERE retained IS NOT NULL ORDER BY id");
+  while (s.step())
+    rows[{std::string(s.text(0)), std::string(s.text(1))}].push_back(
+        {.value = s.number(2), .grade = std::string(s.text(3)), .model = std::string(s.text(4)), .source = std::string(s.text(5))});
+  return [rows](const models::Model& model, const Recipe& recipe, const std::string& accepted) -> std::optional<Quality> {
+    const auto found = rows.find({model.slug, recipe.canonical()});
+    if (found == rows.end()) return std::nullopt;
+    // The strongest accepted grade counts, and within it the worst figure: a limit must hold for every task that was tried.
+    for (const char grade : std::string_view("MPCFX")) {
+      std::optional<Quality> worst;
+      if (accepted.find(grade) == std::string::npos) continue;
+      for (const Quality& q : found->second)
+        if (q.grade.front() == grade && (!worst || *q.value < *worst->value)) worst = q;
+      if (worst) return worst;
+    }
+    return std::nullopt;
+  };
+}
+
+RecommendReport recommend(const RecommendRequest& given) {
+  check(given);
+  RecommendRequest request = given;
+  request.quality_evidence = parse_grades(given.quality_evidence);
+  if (request.candidates.empty()) request.candidates = several_settings().recipes;
+  if (std::none_of(request.candidates.begin(), request.candidates.end(), is_plain)) request.candidates.insert(request.candidates.begin(), Recipe::parse("full"));
+
+  std::vector<std::unique_ptr<Candidate>> results(request.candidates.size());
+  parallel_for(static_cast<std::int64_t>(results.size()), [&](std::int64_t i) {
+    const auto at = static_cast<std::size_t>(i);
+    results[at] = std::make_unique<Candidate>(evaluate(request, request.candidates[at]));
+  });
+
+  RecommendReport report;
+  for (const auto& c : results)
+    if (is_plain(c->recipe)) {
+      if (c->why_not) report.plain_why_not = *c->why_not;
+      else report.plain = c->figures;
+    }
+  report.binds = report.plain ? binding_sentence(*report.plain, request.workload) : cat("a plain cache cannot serve this: ", report.plain_why_not);
+
+  std::map<std::string, std::vector<Exclusion>> excluded;
+  std::vector<Recommendation> ranked;
+  for (const auto& c : results) {
+    const std::string slug = c->recipe.main().slug;
+    const auto exclude = [&](std::string why) { excluded[slug].push_back({c->recipe.canonical(), std::move(why)}); };
+    if (c->why_not) {
+      exclude(*c->why_not);
+      continue;
+    }
+    Recommendation r{.recipe = c->recipe, .figures = c->figures, .speedup = {}, .speedup_decode_only = {}, .quality = quality_of(request, c->recipe), .deployable = engines_of(c->recipe), .why = {}};
+    if (report.plain && report.plain->requests_per_s > 0) {
+      r.speedup = c->figures.requests_per_s / report.plain->requests_per_s;
+      if (decode_rate(*report.plain) > 0) r.speedup_decode_only = decode_rate(c->figures) / decode_rate(*report.plain);
+    }
+    if (const auto reason = ruled_out(request, r)) {
+      exclude(*reason);
+      continue;
+    }
+    if (!is_plain(r.recipe) && r.speedup && *r.speedup < kWorthwhile) {
+      exclude(no_gain_sentence(*r.speedup, c->figures, *report.plain, request.workload));
+      continue;
+    }
+    r.why = gain_sentence(r, report.plain, request.workload);
+    ranked.push_back(std::move(r));
+  }
+  std::stable_sort(ranked.begin(), ranked.end(), [](const Recommendation& a, const Recommendation& b) { return a.figures.requests_per_s > b.figures.requests_per_s; });
+  std::set<std::string> recommended;
+  for (std::size_t i = 0; i < ranked.size(); ++i) {
+    ranked[i].rank = static_cast<int>(i) + 1;
+    ranked[i].best_of_method = recommended.insert(ranked[i].recipe.main().slug).second;
+  }
+  collect_exclusions(excluded, recommended, report);
+  std::vector<const Recommendation*> first;
+  for (const Recommendation& r : ranked)
+    if (r.best_of_method && first.size() < kUncertainAmong) first.push_back(&r);
+  for (std::size_t i = 0; i + 1 < first.size(); ++i)
+    if (first[i]->figures.low_requests_per_s < first[i + 1]->figures.high_requests_per_s)
+      report.uncertain.push_back({first[i]->recipe.canonical(), first[i + 1]->recipe.canonical(),
+                                  cat("measure one decode step of both at ", (request.workload.prompt + request.workload.output).value, " tokens on ", request.deployment.gpu.slug,
+                                      ", then kvatlas calibrate --measurements DIR --out FILE")});
+  for (Recommendation& r : ranked) (is_plain(r.recipe) || !r.deployable.empty() ? report.deployable : report.research).push_back(std::move(r));
+  return report;
+}
+
+}  // namespace kvatlas::sweep

@@ -1,0 +1,79 @@
+// Which method to run: every method at several settings under one workload, ranked by requests/s within the SLO.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "models/model.hpp"
+#include "reference/compose/recipe.hpp"
+#include "simulator/evaluator.hpp"
+
+namespace kvatlas::sweep {
+
+/// What is known of a recipe's quality. `value` is the share of the plain cache's quality that is retained (1 = all).
+struct Quality {
+  std::optional<double> value;
+  std::string grade;    // M, C, P, F, X, or empty when unknown
+  std::string model;    // the model it was measured on
+  std::string source;   // where it is from; for unknown quality the command that would settle it
+};
+
+/// Looks up evidence; grades not in `accepted` do not count. An empty answer is "unknown".
+using QualityEvidence = std::function<std::optional<Quality>(const models::Model&, const Recipe&, const std::string& accepted)>;
+
+/// Evidence in the `quality` table of a store. throws IoError
+QualityEvidence quality_of_store(const std::string& path);
+
+struct RecommendRequest {
+  sim::Deployment deployment;                 // model, GPU, weights, engine, parallelism; its recipe is not read
+  sim::Workload workload;
+  std::vector<Recipe> candidates;             // empty: the registry at its defaults and the common settings
+  std::optional<double> memory_gib;           // highest memory of one GPU, everything included
+  std::optional<double> min_quality;          // retained share, 0 to 1
+  std::string quality_evidence = "mp";        // accepted grades
+  std::optional<std::string> deployable;      // engine that must offer the method
+  QualityEvidence evidence;                   // empty: nothing is known
+};
+
+struct Recommendation {
+  int rank = 0;                               // by requests/s among all that are recommended
+  Recipe recipe = Recipe::parse("full");
+  bool best_of_method = false;                // the first of its main method
+  sim::WorkloadFigures figures;
+  std::optional<double> speedup;              // requests/s over those of `full`, prefill included
+  std::optional<double> speedup_decode_only;  // decoded tokens/s over those of `full`, prefill excluded
+  Quality quality;
+  std::vector<std::string> deployable;        // engines that offer it today; empty: research
+  std::string why;                            // one sentence: what it gains and what binds
+};
+
+struct Exclusion {
+  std::string method;                         // slug, or recipe where its other settings are recommended
+  std::string why;
+};
+
+struct UncertainPair {
+  std::string a, b;                           // recipes whose intervals overlap, `a` ranked before `b`
+  std::string settle_with;                    // the command that would decide
+};
+
+struct RecommendReport {
+  std::vector<Recommendation> deployable;     // offered by an engine today; `full` is one of them
+  std::vector<Recommendation> research;
+  std::vector<Exclusion> excluded;
+  std::vector<UncertainPair> uncertain;
+  std::string binds;                          // one sentence: what binds the workload under `full`
+  std::optional<sim::WorkloadFigures> plain;  // `full`, when it can serve the workload
+  std::string plain_why_not;
+};
+
+/// throws InvalidArgument for the request: a workload without tokens, a quality outside 0 to 1, an unknown engine or grade
+RecommendReport recommend(const RecommendRequest& request);
+
+/// "m,p" or "mp" to accepted grades in capitals; throws InvalidArgument
+std::string parse_grades(const std::string& text);
+
+}  // namespace kvatlas::sweep

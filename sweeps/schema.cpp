@@ -1,0 +1,116 @@
+#include "sweeps/schema.hpp"
+
+#include "core/errors.hpp"
+
+namespace kvatlas::sweep {
+
+namespace {
+
+// Version 1. Every statement of a version stays as it is; later versions add to kMigrations.
+constexpr const char* kVersion1 = R"(
+CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE models(
+  id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE, slug TEXT NOT NULL, name TEXT NOT NULL, source TEXT NOT NULL,
+  record TEXT NOT NULL) STRICT;
+CREATE TABLE gpus(id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE, slug TEXT NOT NULL, name TEXT NOT NULL) STRICT;
+CREATE TABLE methods(
+  id INTEGER PRIMARY KEY, recipe TEXT NOT NULL UNIQUE, slug TEXT NOT NULL, family TEXT NOT NULL, params TEXT NOT NULL,
+  deployable INTEGER NOT NULL) STRICT;
+CREATE TABLE configurations(
+  id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, model INTEGER NOT NULL REFERENCES models(id),
+  gpu INTEGER NOT NULL REFERENCES gpus(id), method INTEGER NOT NULL REFERENCES methods(id),
+  weights TEXT NOT NULL, engine TEXT NOT NULL, tp INTEGER NOT NULL, plan TEXT NOT NULL, provenance TEXT NOT NULL,
+  canonical TEXT NOT NULL) STRICT;
+CREATE TABLE workloads(
+  id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, prompt INTEGER NOT NULL, output INTEGER NOT NULL, prefix_hit REAL NOT NULL,
+  turns INTEGER NOT NULL, rate REAL, concurrency INTEGER, slo_ttft_s REAL, slo_tpot_s REAL, canonical TEXT NOT NULL) STRICT;
+CREATE TABLE predictions(
+  id INTEGER PRIMARY KEY, key BLOB NOT NULL, configuration INTEGER NOT NULL REFERENCES configurations(id),
+  context INTEGER NOT NULL, batch INTEGER NOT NULL, step_s REAL NOT NULL, low_s REAL NOT NULL, high_s REAL NOT NULL,
+  attention_s REAL NOT NULL, matrix_s REAL NOT NULL, method_s REAL NOT NULL, other_s REAL NOT NULL,
+  tokens_per_s REAL NOT NULL, speedup REAL, throughput_gain REAL, size_factor REAL NOT NULL, cache_bytes REAL NOT NULL,
+  peak_bytes REAL NOT NULL, cache_read_bytes REAL NOT NULL, energy_j REAL NOT NULL, bound TEXT NOT NULL,
+  evidence TEXT NOT NULL, fits INTEGER NOT NULL) STRICT;
+CREATE TABLE workload_predictions(
+  id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, configuration INTEGER NOT NULL REFERENCES configurations(id),
+  workload INTEGER NOT NULL REFERENCES workloads(id), requests_per_s REAL, low_requests_per_s REAL, high_requests_per_s REAL,
+  tokens_per_s REAL, ttft_s REAL, tpot_s REAL, prefill_s REAL, step_s REAL, concurrency INTEGER, speedup REAL,
+  speedup_decode_only REAL, size_factor REAL, cache_bytes REAL, peak_bytes REAL, energy_j_per_token REAL, usd_per_mtok REAL,
+  bound TEXT, evidence TEXT, feasible INTEGER NOT NULL, why_not TEXT NOT NULL) STRICT;
+CREATE TABLE infeasible(
+  configuration INTEGER NOT NULL REFERENCES configurations(id), context INTEGER NOT NULL, sentence TEXT NOT NULL,
+  PRIMARY KEY(configuration, context)) STRICT, WITHOUT ROWID;
+CREATE TABLE runs(
+  id INTEGER PRIMARY KEY, code_version TEXT NOT NULL, spec_hash TEXT NOT NULL, shard TEXT NOT NULL, state TEXT NOT NULL,
+  points INTEGER NOT NULL, infeasible INTEGER NOT NULL, spec TEXT NOT NULL,
+  UNIQUE(spec_hash, shard)) STRICT;
+CREATE TABLE progress(
+  run INTEGER NOT NULL REFERENCES runs(id), configuration INTEGER NOT NULL REFERENCES configurations(id),
+  points INTEGER NOT NULL, infeasible INTEGER NOT NULL, PRIMARY KEY(run, configuration)) STRICT, WITHOUT ROWID;
+CREATE TABLE quality(
+  id INTEGER PRIMARY KEY, model TEXT NOT NULL, recipe TEXT NOT NULL, quality_model TEXT NOT NULL, metric TEXT NOT NULL,
+  value REAL NOT NULL, retained REAL, context INTEGER, protocol TEXT NOT NULL, n INTEGER, ci95_low REAL, ci95_high REAL,
+  grade TEXT NOT NULL CHECK(grade IN ('M', 'C', 'P', 'F', 'X')), source TEXT NOT NULL, provenance TEXT NOT NULL,
+  UNIQUE(model, recipe, quality_model, metric, context, protocol)) STRICT;
+CREATE TABLE measurements(
+  id INTEGER PRIMARY KEY, kind TEXT NOT NULL, gpu TEXT NOT NULL, profile TEXT NOT NULL, setup TEXT NOT NULL,
+  value REAL NOT NULL, unit TEXT NOT NULL, source TEXT NOT NULL, provenance TEXT NOT NULL) STRICT;
+CREATE TABLE claims(
+  id INTEGER PRIMARY KEY, method TEXT NOT NULL, metric TEXT NOT NULL, published REAL, ours REAL, setup TEXT NOT NULL,
+  verdict TEXT NOT NULL, why TEXT NOT NULL, source TEXT NOT NULL, provenance TEXT NOT NULL) STRICT;
+CREATE TABLE imported(
+  id INTEGER PRIMARY KEY, tool TEXT NOT NULL, file TEXT NOT NULL, model TEXT, recipe TEXT, metric TEXT NOT NULL,
+  value REAL NOT NULL, setup TEXT NOT NULL, provenance TEXT NOT NULL) STRICT;
+)";
+
+// Version 2: one view with every name of a point spelled out, for people who bring their own SQL.
+constexpr const char* kVersion2 = R"(
+CREATE VIEW points AS
+SELECT lower(hex(p.key)) AS key, m.slug AS model, g.slug AS gpu, t.slug AS method, t.recipe AS recipe, t.family AS family,
+  t.deployable AS deployable, c.weights AS weights, c.engine AS engine, c.tp AS tp, c.plan AS plan, p.context AS context,
+  p.batch AS batch, p.step_s * 1000.0 AS step_ms, p.low_s * 1000.0 AS low_ms, p.high_s * 1000.0 AS high_ms,
+  p.attention_s * 1000.0 AS attention_ms, p.matrix_s * 1000.0 AS matrix_ms, p.method_s * 1000.0 AS method_ms,
+  p.other_s * 1000.0 AS other_ms, p.tokens_per_s AS tokens_per_s, p.speedup AS speedup, p.throughput_gain AS throughput_gain,
+  p.size_factor AS size_factor, p.cache_bytes AS cache_bytes, p.peak_bytes AS peak_bytes,
+  p.cache_read_bytes AS cache_read_bytes, p.energy_j / p.batch AS energy_j_per_token, p.bound AS bound_by,
+  p.evidence AS evidence, p.fits AS fits, c.provenance AS provenance
+FROM predictions p JOIN configurations c ON c.id = p.configuration JOIN models m ON m.id = c.model
+  JOIN gpus g ON g.id = c.gpu JOIN methods t ON t.id = c.method;
+)";
+
+constexpr const char* kMigrations[] = {kVersion1, kVersion2};
+static_assert(std::size(kMigrations) == kSchemaVersion);
+
+}  // namespace
+
+const char* code_version() { return KVATLAS_VERSION; }
+
+void prepare_schema(Database& db) {
+  const std::int64_t id = db.integer("PRAGMA application_id"), version = db.integer("PRAGMA user_version");
+  const bool empty = id == 0 && version == 0 && db.integer("SELECT count(*) FROM sqlite_schema") == 0;
+  if (!empty && id != kApplicationId) throw IoError(cat(db.path().string(), ": not a kvatlas store, an SQLite database of something else"));
+  if (version > kSchemaVersion)
+    throw IoError(cat(db.path().string(), ": store version ", version, " is newer than this program's ", kSchemaVersion, "; use the program that wrote it, or a newer one"));
+  if (empty) db.exec("PRAGMA page_size=8192");
+  db.exec("PRAGMA journal_mode=WAL");
+  if (version == kSchemaVersion) return;
+  Transaction t(db);
+  for (std::int64_t v = version; v < kSchemaVersion; ++v) db.exec(kMigrations[v]);
+  if (empty) {
+    Statement s(db, "INSERT INTO meta VALUES('code_version', ?)");
+    s.bind(1, code_version()).run();
+  }
+  db.exec(cat("PRAGMA application_id=", kApplicationId, "; PRAGMA user_version=", kSchemaVersion));
+  t.commit();
+}
+
+void require_schema(Database& db, const char* schema) {
+  const std::int64_t id = db.integer(cat("PRAGMA ", schema, ".application_id")), version = db.integer(cat("PRAGMA ", schema, ".user_version"));
+  if (id != kApplicationId) throw IoError(cat(db.path().string(), ": not a kvatlas store, an SQLite database of something else"));
+  if (version > kSchemaVersion)
+    throw IoError(cat(db.path().string(), ": store version ", version, " is newer than this program's ", kSchemaVersion, "; use the program that wrote it, or a newer one"));
+  if (version < kSchemaVersion)
+    throw IoError(cat(db.path().string(), ": store version ", version, " is older than this program's ", kSchemaVersion, "; run any sweep into it to migrate it"));
+}
+
+}  // namespace kvatlas::sweep
