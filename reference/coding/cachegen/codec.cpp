@@ -41,9 +41,9 @@ void for_chunks(const Layout& layout, std::int64_t tokens, const F& body) {
   for (std::int64_t first = 0; first < tokens; first += layout.chunk) body(first, std::min(layout.chunk, tokens - first));
 }
 
-/// Entropy in bits of round(z) clamped to [-half, half], z normal with standard deviation `deviation` in bins. The share of
-/// a bin is Simpson's rule over 16 strips, normalised; float64 in ascending order.
-double code_entropy(double deviation, int half) {
+/// Shares of the codes round(z) clamped to [-half, half], z normal with standard deviation `deviation` in bins: Simpson's
+/// rule over 16 strips a bin, normalised; float64 in ascending order.
+std::vector<double> code_shares(double deviation, int half) {
   std::vector<double> share(static_cast<std::size_t>(2 * half + 1));
   double total = 0.0;
   const int reach = std::max(half, static_cast<int>(10.0 * deviation) + 1);
@@ -56,9 +56,28 @@ double code_entropy(double deviation, int half) {
     share[static_cast<std::size_t>(std::clamp(bin, -half, half) + half)] += sum;
     total += sum;
   }
+  for (double& s : share) s /= total;
+  return share;
+}
+
+/// Mean entropy, in bits, that `count` draws from these shares show: what a table made of the draws themselves costs.
+double shown_entropy(const std::vector<double>& share, std::int64_t count) {
+  const auto n = static_cast<double>(count);
+  const auto codes = static_cast<std::int64_t>(std::ranges::count_if(share, [&](double s) { return s > 1e-4; }));
   double entropy = 0.0;
-  for (const double s : share)
-    if (s > 0.0) entropy -= s / total * num::log2(s / total);
+  if (count >= 4 * codes) {  // Miller and Madow: too low by (codes - 1) / (2 ln 2 count)
+    for (const double s : share)
+      if (s > 0.0) entropy -= s * num::log2(s);
+    return std::max(0.0, entropy - static_cast<double>(codes - 1) / (1.3862943611198906 * n));
+  }
+  for (const double s : share) {  // few draws: the binomial distribution of each code's count
+    double chance = num::pow(1.0 - s, n);
+    for (std::int64_t k = 1; k <= count && s < 1.0; ++k) {
+      const auto times = static_cast<double>(k);
+      chance *= (n - times + 1.0) / times * s / (1.0 - s);
+      entropy += chance * times / n * num::log2(n / times);
+    }
+  }
   return entropy;
 }
 
@@ -123,25 +142,26 @@ FixedBytes fixed_bytes(const Layout& layout, std::int64_t tokens) {
 std::int64_t expected_stream_bytes(const Layout& layout, std::int64_t tokens) {
   if (tokens == 0) return 0;
   const double absmax = expected_absmax(layout.channels);
-  std::vector<std::pair<double, int>> codes;  // entropy and used codes of each plane
+  std::vector<std::vector<double>> shares;  // of each plane
   if (layout.codec == Codec::code) {
     const int half = half_range(layout.bins);
-    codes = {{code_entropy(half / absmax, half), 2 * half + 1}};
+    shares = {code_shares(half / absmax, half)};
   } else {
     // An anchor's error is far below a bin, so a delta is the difference of two normal numbers.
-    const double deviation = std::sqrt(2.0) / static_cast<double>(layout.width);
-    codes = {{code_entropy(kPaperHalf / absmax, kPaperHalf), 2 * kPaperHalf + 1},
-             {code_entropy(deviation, kPaperHalf), static_cast<int>(8.0 * deviation) + 1}};
+    shares = {code_shares(kPaperHalf / absmax, kPaperHalf), code_shares(std::sqrt(2.0) / static_cast<double>(layout.width), kPaperHalf)};
   }
-  double bits = 0.0;
+  double bits = 0.0, chunk_bits = 0.0;
+  std::int64_t priced = 0;  // chunks have one length, but for the last
   for_chunks(layout, tokens, [&](std::int64_t, std::int64_t n) {
-    const auto planes = planes_of(layout, n);
-    for (std::size_t p = 0; p < planes.size(); ++p) {
-      const auto count = static_cast<double>(planes[p].count);
-      // Miller and Madow: an entropy measured on few symbols is too low by (codes - 1) / (2 ln 2 count).
-      const double entropy = std::max(0.0, codes[p].first - (codes[p].second - 1) / (1.3862943611198906 * count));
-      bits += count * entropy + 5.5 * static_cast<double>(ceil_div(planes[p].count, kSubChunk));
+    if (n != priced) {
+      chunk_bits = 0.0;
+      const auto planes = planes_of(layout, n);
+      for (std::size_t p = 0; p < planes.size(); ++p)
+        chunk_bits += static_cast<double>(planes[p].count) * shown_entropy(shares[p], planes[p].count) +
+                      5.5 * static_cast<double>(ceil_div(planes[p].count, kSubChunk));
+      priced = n;
     }
+    bits += chunk_bits;
   });
   return static_cast<std::int64_t>(std::ceil(bits * layout.channels / 8.0));
 }

@@ -57,7 +57,7 @@ struct FixedBytes {
 FixedBytes fixed_bytes(const Layout& layout, std::int64_t tokens);
 
 /// Bytes of all streams if keys and values were independent normal numbers of one variance (paper: of variance 1): per
-/// stream the entropy of the codes, less the bias of an empirical entropy, 2 bits of end and 3.5 bits of padding.
+/// stream the entropy that so many draws show, 2 bits of end and 3.5 bits of padding.
 std::int64_t expected_stream_bytes(const Layout& layout, std::int64_t tokens);
 
 /// The coded tokens of one side of one layer, chunk after chunk.
