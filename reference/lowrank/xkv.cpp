@@ -10,8 +10,8 @@
 #include "core/formats/dtype.hpp"
 #include "core/kernels/store.hpp"
 #include "core/kernels/transform.hpp"
-#include "core/linalg/svd.hpp"
 #include "core/parallel.hpp"
+#include "reference/lowrank/xkv/factors.hpp"
 #include "reference/method.hpp"
 #include "reference/primitives/plans.hpp"
 #include "reference/primitives/side_cache.hpp"
@@ -19,8 +19,7 @@
 namespace kvatlas::methods {
 namespace {
 
-/// Up to this smaller side a factorisation is the full Jacobi SVD, cut; above it, block subspace iteration.
-constexpr std::int64_t kJacobiSide = 256;
+using xkv_factors::Factors;
 
 struct Params {
   int group_layers = 4;
@@ -112,35 +111,6 @@ Plan prefill_plan(const Params& p, const CacheShape& shape, const History& h, co
 /// The released code puts the rebuilt rows back into a dense cache.
 Plan released_decode_plan(const Params&, const CacheShape& shape, const History& h, const ContentCounts&) { return dense_decode_plan(shape, h); }
 
-/// rows ~ coefficients * basis of one side of a group, stored in the dtype.
-struct Factors {
-  std::vector<std::byte> coefficients;  // [prompt, rank]
-  std::vector<std::byte> basis;         // [rank, cols]
-};
-
-std::vector<std::byte> pack(const linalg::Matrix& m, Dtype dtype) {
-  std::vector<std::byte> bytes(m.values().size() * static_cast<std::size_t>(bytes_of(dtype)));
-  const Array rounded = linalg::to_array(m);
-  num::store(dtype, rounded.values(), bytes);
-  return bytes;
-}
-
-Factors factorize(const Array& rows, std::int64_t rank, Dtype dtype, const RandomStream& start) {
-  const linalg::Matrix a = linalg::from_view(rows.view());
-  const auto r = static_cast<std::size_t>(rank);
-  linalg::Svd svd = static_cast<std::int64_t>(std::min(a.rows(), a.cols())) <= kJacobiSide
-                        ? linalg::jacobi_svd(a)
-                        : linalg::truncated_svd(a, {.rank = r, .start = start});
-  linalg::Matrix basis(r, a.cols());
-  for (std::size_t j = 0; j < r; ++j)
-    for (std::size_t c = 0; c < a.cols(); ++c) {
-      basis(j, c) = svd.sigma[j] * svd.v(c, j);
-      if (!num::is_finite(num::round_to(dtype, static_cast<float>(basis(j, c)))))
-        throw Unsupported(cat("xkv: a singular value of ", svd.sigma[j], " does not fit ", name_of(dtype), "; use bf16"));
-    }
-  return {pack(linalg::first_columns(svd.u, r), dtype), pack(basis, dtype)};
-}
-
 class Cache final : public KvCache {
  public:
   Cache(const Params& p, CacheShape shape) : p_(p), shape_(std::move(shape)), rotary_(shape_) {
@@ -195,7 +165,7 @@ class Cache final : public KvCache {
       for (std::size_t l = 0; l < g.layers.size(); ++l)
         for (int h = 0; h < g.c->kv_heads; ++h)
           g.layers[l].of(side).read(h, 0, rows.view().slice(1, (static_cast<std::int64_t>(l) * g.c->kv_heads + h) * dim, dim));
-      made[static_cast<std::size_t>(i)] = factorize(rows, f.rank, shape_.dtype, {.layer = static_cast<std::uint32_t>(g.layers[0].index), .head = static_cast<std::uint32_t>(i % 2)});
+      made[static_cast<std::size_t>(i)] = xkv_factors::factorize(rows.view(), f.rank, shape_.dtype, {.layer = static_cast<std::uint32_t>(g.layers[0].index), .head = static_cast<std::uint32_t>(i % 2)});
     });
     for (std::size_t i = 0; i < made.size(); ++i) (i % 2 == 0 ? groups_[i / 2].keys : groups_[i / 2].values) = std::move(made[i]);
     for (const Group& g : groups_)
@@ -305,7 +275,7 @@ class Cache final : public KvCache {
     Array rows({prompt_ + exact, dim});
     l.of(side).read(head, 0, rows.view().slice(0, prompt_, exact));
     const View<float> prompt = rows.view().slice(0, 0, open ? exact : prompt_);
-    if (!open) rebuild(g, side, (static_cast<std::int64_t>(at) * g.c->kv_heads + head) * dim, prompt);
+    if (!open) xkv_factors::rebuild(g.of(side), factor(g, side, prompt_).rank, shape_.dtype, (static_cast<std::int64_t>(at) * g.c->kv_heads + head) * dim, prompt);
     if (side == Side::key && g.c->rope.rotary_dim > 0) {
       const RopeTable& rope = rotary_.of(l.index);
       for (std::int64_t t = 0; t < prompt.dim(0); ++t) {
@@ -314,29 +284,6 @@ class Cache final : public KvCache {
       }
     }
     return rows;
-  }
-
-  /// out[t, c] = sum over j of coefficients[t, j] * basis[j, first + c]: one float32 accumulator that starts at 0, ascending
-  /// j, fma; rounded to the dtype.
-  void rebuild(const Group& g, Side side, std::int64_t first, View<float> out) const {
-    const Factor f = factor(g, side, prompt_);
-    const auto width = static_cast<std::size_t>(bytes_of(shape_.dtype)), rank = static_cast<std::size_t>(f.rank);
-    const auto dim = static_cast<std::size_t>(out.dim(1));
-    Array basis({f.rank, out.dim(1)});
-    for (std::size_t j = 0; j < rank; ++j)
-      num::load(shape_.dtype, std::span(g.of(side).basis).subspan((j * static_cast<std::size_t>(f.cols) + static_cast<std::size_t>(first)) * width, dim * width),
-                basis.view().row(static_cast<std::int64_t>(j)));
-    std::vector<float> coefficients(rank);
-    for (std::int64_t t = 0; t < out.dim(0); ++t) {
-      num::load(shape_.dtype, std::span(g.of(side).coefficients).subspan(static_cast<std::size_t>(t) * rank * width, rank * width), coefficients);
-      const std::span<float> row = out.row(t);
-      std::ranges::fill(row, 0.0F);
-      for (std::size_t j = 0; j < rank; ++j) {
-        const std::span<const float> direction = basis.view().row(static_cast<std::int64_t>(j));
-        for (std::size_t c = 0; c < dim; ++c) row[c] = num::fma(coefficients[j], direction[c], row[c]);
-      }
-      round_all(shape_.dtype, row);
-    }
   }
 
   Params p_;
