@@ -5,6 +5,7 @@
 // Deviates  a token whose absmax is 0 (or too small to divide by) gets the code of zero, released code gets NaN; streams may
 //           grow past 256 bytes; a partial last chunk is coded like the others; paper's tables are made from the chunk
 #include <algorithm>
+#include <array>
 #include <map>
 
 #include "core/errors.hpp"

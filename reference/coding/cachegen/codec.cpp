@@ -1,6 +1,7 @@
 #include "reference/coding/cachegen/codec.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
