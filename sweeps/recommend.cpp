@@ -208,7 +208,7 @@ RecommendReport recommend(const RecommendRequest& given) {
       if (c->why_not) report.plain_why_not = *c->why_not;
       else report.plain = c->figures;
     }
-  report.binds = report.plain ? binding_sentence(*report.plain, request.workload) : cat("a plain cache cannot serve this: ", report.plain_why_not);
+  report.binds = report.plain ? binding_sentence(*report.plain, request.workload, true) : cat("a plain cache cannot serve this: ", report.plain_why_not);
 
   std::map<std::string, std::vector<Exclusion>> excluded;
   std::vector<Recommendation> ranked;

@@ -77,6 +77,8 @@ TEST_CASE("a configuration that cannot be is stored with its sentence, not dropp
   REQUIRE(s.step());
   REQUIRE(s.text(0) == "layer 2 matches no rule; end the rules with *:METHOD");
   REQUIRE(s.integer(1) == 0);
+  REQUIRE(run_sweep(spec, folder / "b.sqlite").infeasible == 1);
+  REQUIRE(run_sweep(spec, folder / "b.sqlite").infeasible == 1);
 }
 
 TEST_CASE("a stop ends the run after what is under way, and the next call completes it", "[unit]") {
