@@ -17,7 +17,7 @@ float levels_of(int bits) { return static_cast<float>((1 << bits) - 1); }
 
 float scale_of(const Codes& c, int bits) {
   const float range = c.max - c.min;
-  const float scale = levels_of(bits) / range;
+  const float scale = levels_of(bits) * (1.0F / range);  // torch divides a number by a tensor in these two roundings
   return range == 0 || scale == 0 || !num::is_finite(scale) ? levels_of(bits) : scale;
 }
 

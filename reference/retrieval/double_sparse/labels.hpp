@@ -34,8 +34,9 @@ class Calibration {
 };
 
 /// Codes of one label vector: uniform levels between its smallest and largest value.
-///   scale = (2^bits - 1) / (max - min)   code = clamp(rint((x - min) * scale), 0, 2^bits - 1)   value = code / scale + min
-/// A range of zero takes scale (2^bits - 1), as does one whose scale is not finite or zero.
+///   scale  (2^bits - 1) * (1 / (max - min)), two roundings as the released code's division has them
+///   code   clamp(rint((x - min) * scale), 0, 2^bits - 1)      value  code / scale + min
+/// A range of zero takes the scale 2^bits - 1, as does one whose scale is zero or not finite.
 struct Codes {
   float min = 0, max = 0;
   std::vector<std::uint8_t> codes;
