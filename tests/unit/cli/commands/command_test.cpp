@@ -102,7 +102,7 @@ TEST_CASE("what later versions bring is one sentence and a failed run", "[unit]"
     const auto run = kvatlas_run({c.name});
     REQUIRE(run.code == 1);
     REQUIRE(run.out.empty());
-    REQUIRE(run.err == std::string("kvatlas ") + c.name + ": " + c.name + " (" + c.summary + ") is not part of this version yet\n");
+    REQUIRE(run.err == std::string("kvatlas: ") + c.name + " (" + c.summary + ") is not part of this version yet\n");
   }
   REQUIRE(later == 11);
   const auto integer = kvatlas_run({"simulate", "--gpu", "h100", "--model", "llama-3.1-8b", "--context", "4K", "--arithmetic", "integer"});
