@@ -65,6 +65,7 @@ class Ledger {
 
   /// Bytes held at the end of the prompt, just before end_prefill() compresses. Unset: the cache never held more.
   void set_prefill(Bytes bytes) { prefill_ = bytes; }
+  bool has_prefill() const { return prefill_.value >= 0; }
   Bytes prefill() const { return prefill_.value < 0 ? total() : prefill_; }
   Bytes peak() const { return prefill() < total() ? total() : prefill(); }
 

@@ -30,7 +30,7 @@ constexpr std::array<Constant, kConstantCount> kConstants{{
     {C::l2_usable_share, "l2_usable_share", 0.7, "of L2", gpu_default, measured, "published decode-attention timings: below this the cache stays in L2"},
 
     {C::item_bytes_in_flight, "item_bytes_in_flight", 32768, "bytes", attention, measured, kCold},
-    {C::item_start_s, "item_start", 2.0e-6, "s", attention, measured, "rows of small context and large batch: 1.3 to 5 us per item and SM"},
+    {C::item_start_s, "item_start", 0.5e-6, "s", attention, measured, "cold rows; small contexts at large batch show 1.3 to 5 us, which other items hide"},
     {C::attention_tail, "attention_tail", 0.07, "waves", attention, measured, kCold},
     {C::attention_tensor_share, "attention_tensor_share", 0.46, "of peak", attention, measured, kCold},
     {C::attention_vector_share, "attention_vector_share", 0.088, "of peak", attention, measured, kCold},

@@ -30,15 +30,15 @@ constexpr std::array<FormatRow, 7> kFormats{{
 // A step's host work: published fits of vLLM steps on H100 find 126 us a step and 4 us a running request; with
 // asynchronous scheduling most of it hides behind the GPU, so profiles keep the part that does not.
 constexpr std::array<Engine, 5> kEngines{{
-    {"vllm", "vLLM", true, Seconds(126e-6), Seconds(4e-6), Seconds(0.0), Bytes(1500000000), 16_tok, Seconds(5e-6),
-     "published fit of vLLM steps on H100: 126 us a step, 4 us a request; workspace assumed"},
-    {"sglang", "SGLang", true, Seconds(100e-6), Seconds(2e-6), Seconds(0.0), Bytes(1500000000), 1_tok, Seconds(5e-6),
+    {"vllm", "vLLM", true, Seconds(126e-6), Seconds(4e-6), Seconds(0.0), Bytes(800000000), 16_tok, Seconds(5e-6),
+     "published fit of vLLM steps on H100: 126 us a step, 4 us a request; workspace (context and graphs) assumed"},
+    {"sglang", "SGLang", true, Seconds(100e-6), Seconds(2e-6), Seconds(0.0), Bytes(1000000000), 1_tok, Seconds(5e-6),
      "assumed: as vLLM with an overlapped scheduler; pages of one token are its default"},
-    {"trtllm", "TensorRT-LLM", true, Seconds(60e-6), Seconds(1e-6), Seconds(0.0), Bytes(2000000000), 32_tok, Seconds(5e-6),
+    {"trtllm", "TensorRT-LLM", true, Seconds(60e-6), Seconds(1e-6), Seconds(0.0), Bytes(1000000000), 32_tok, Seconds(5e-6),
      "assumed: compiled scheduler; pages of 32 tokens are its default"},
-    {"llama.cpp", "llama.cpp", true, Seconds(60e-6), Seconds(10e-6), Seconds(0.0), Bytes(700000000), 1_tok, Seconds(5e-6),
+    {"llama.cpp", "llama.cpp", true, Seconds(60e-6), Seconds(10e-6), Seconds(0.0), Bytes(500000000), 1_tok, Seconds(5e-6),
      "assumed: compiled, one process, contiguous cache"},
-    {"transformers", "Hugging Face Transformers", false, Seconds(500e-6), Seconds(0.0), Seconds(50e-6), Bytes(1500000000), 1_tok,
+    {"transformers", "Hugging Face Transformers", false, Seconds(500e-6), Seconds(0.0), Seconds(50e-6), Bytes(600000000), 1_tok,
      Seconds(10e-6), "assumed: eager framework, 10 to 40 us a launch"},
 }};
 

@@ -33,7 +33,7 @@ struct Interval {
 
 struct Deployment {
   const models::Model* model = nullptr;
-  Gpu gpu;
+  Gpu gpu{};
   Recipe recipe = Recipe::parse("full");
   WeightFormat weights = WeightFormat::bf16;
   int tp = 1, pp = 1, dp = 1, ep = 1;
@@ -81,16 +81,16 @@ struct Memory {
 };
 
 struct Slo {
-  std::optional<double> ttft_s, tpot_s;
+  std::optional<double> ttft_s{}, tpot_s{};
 };
 
 struct Workload {
   Tokens prompt{0}, output{0};
   double prefix_hit = 0;        // share of the prompt found in the prefix cache
   int turns = 1;
-  std::optional<double> rate;         // requests/s offered
-  std::optional<int> concurrency;     // requests in flight
-  Slo slo;
+  std::optional<double> rate{};       // requests/s offered
+  std::optional<int> concurrency{};   // requests in flight
+  Slo slo{};
 };
 
 /// Closed-form steady state of a workload. Without rate or concurrency: the largest concurrency that fits memory and SLO.

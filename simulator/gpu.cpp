@@ -90,8 +90,14 @@ const Gpu& find_gpu(std::string_view name) {
     lowered.push_back(gpu.slug);
     for (const std::string& alias : gpu.aliases) lowered.push_back(lower(alias));
   }
-  const std::vector<std::string_view> candidates(lowered.begin(), lowered.end());
-  throw InvalidArgument(unknown_name("GPU", lower(name), candidates));
+  // "h10" is the beginning of "h100" rather than a slip in "a10".
+  const std::string wanted = lower(name);
+  std::vector<std::string_view> candidates(lowered.begin(), lowered.end());
+  std::stable_sort(candidates.begin(), candidates.end(), [&](std::string_view a, std::string_view b) {
+    const bool a_begins = a.starts_with(wanted), b_begins = b.starts_with(wanted);
+    return a_begins != b_begins ? a_begins : a_begins && a.size() < b.size();
+  });
+  throw InvalidArgument(unknown_name("GPU", wanted, candidates));
 }
 
 Gpu parse_gpu(std::string_view text) {

@@ -14,8 +14,8 @@ namespace kvatlas::sim {
 
 /// A number with its origin. Unknown figures are absent, never 0.
 struct Figure {
-  std::optional<double> value;  // base units: bytes, bytes/s, flop/s, seconds, counts
-  std::string source;           // "NVIDIA H100 datasheet, SXM5"; "what-if" after a change
+  std::optional<double> value{};// base units: bytes, bytes/s, flop/s, seconds, counts
+  std::string source{};         // "NVIDIA H100 datasheet, SXM5"; "what-if" after a change
   bool known() const { return value.has_value(); }
   double or_else(double fallback) const { return value.value_or(fallback); }
 };

@@ -22,14 +22,15 @@ KernelModel::KernelModel(const Gpu& gpu, bool graphs, double eager_launch_s, boo
   launch_ = graphs ? graph : std::max(gpu.launch_stream_s.or_else(constant(C::launch_stream_s)), eager_launch_s);
   const double tensor = *gpu.bf16_flops.value, vector = *gpu.fp32_flops.value;
   const double small = launch_ + constant(C::kernel_latencies) * constant(C::dram_latency_s);
-  shares_.fill({tensor * constant(C::kernel_tensor_share), vector * constant(C::kernel_vector_share), small});
+  shares_.fill({tensor * constant(C::kernel_tensor_share), vector * constant(C::kernel_vector_share), small, true});
   const auto at = [&](KernelId id) -> Shares& { return shares_[static_cast<std::size_t>(id)]; };
   const double attention_floor = gpu.attention_floor_s.or_else(constant(C::attention_floor_s)) - graph + launch_;
   for (const KernelId id : {KernelId::decode_attention, KernelId::shared_attention})
-    at(id) = {tensor * constant(C::attention_tensor_share), vector * constant(C::attention_vector_share), attention_floor};
-  at(KernelId::prefill_attention) = {tensor * constant(C::prefill_tensor_share), vector * constant(C::prefill_vector_share), attention_floor};
+    at(id) = {tensor * constant(C::attention_tensor_share), vector * constant(C::attention_vector_share), attention_floor, false};
+  at(KernelId::prefill_attention) = {tensor * constant(C::prefill_tensor_share), vector * constant(C::prefill_vector_share), attention_floor, false};
   at(KernelId::top_k).floor = launch_ + constant(C::top_k_floor_s);
   for (const KernelId id : {KernelId::factorize, KernelId::entropy_code}) at(id).vector = vector * constant(C::serial_vector_share);
+  for (const KernelId id : {KernelId::factorize, KernelId::entropy_code, KernelId::top_k}) at(id).splittable = false;
 
   for (std::size_t kind = 0; kind < rates_.size(); ++kind)
     for (std::size_t bits = 0; bits < rates_[kind].size(); ++bits) {
@@ -44,7 +45,8 @@ KernelTerms KernelModel::terms(const KernelCall& call) const {
   const Shares& share = shares_[static_cast<std::size_t>(call.kernel)];
   t.floor_s = share.floor;
   const double bytes = static_cast<double>(call.traffic.read_bytes) + static_cast<double>(call.traffic.write_bytes);
-  const double items = std::max(1.0, call.even_items);
+  double items = std::max(1.0, call.even_items);
+  if (share.splittable) items = std::max(items, bytes / constant(C::item_bytes_in_flight));
   if (call.kernel == KernelId::transfer) {
     const double copies = static_cast<double>(std::max<std::int64_t>(1, call.items));
     t.link_s = std::max(copies * constant(C::copy_submit_s), bytes / host_link_);

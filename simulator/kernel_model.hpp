@@ -53,6 +53,7 @@ class KernelModel {
   struct Shares {
     double tensor, vector;  // achieved rates, flop/s
     double floor;
+    bool splittable;        // work of one item may spread over SMs: rows are independent
   };
   double sms_, clock_, bandwidth_, l2_bandwidth_ = 0, l2_limit_ = 0, launch_, host_link_;
   std::array<Shares, kKernelCount> shares_;

@@ -96,7 +96,8 @@ MatrixModel::MatrixModel(const models::Model& model, const Gpu& gpu, WeightForma
   }
   for (const MatMul& m : model.ends) add(m, 1, model, bits, gpu, weights, tp, ep);
   for (const models::VectorWeights& v : model.end_vectors) weight_bytes_ += static_cast<double>(v.size) * bits.vectors / 8;
-  for (const MatrixOp& op : ops_) widest_ = std::max(widest_, op.n + op.k);
+  for (const MatrixOp& op : ops_)
+    if (!op.last_only) widest_ = std::max(widest_, op.n + op.k);
 }
 
 void MatrixModel::add(const MatMul& m, double launches, const models::Model& model, const models::WeightBits& bits, const Gpu& gpu,

@@ -128,7 +128,8 @@ Part StepModel::kernel_part(const KernelCall& call) const {
   p.launches = call.launches;
   p.bytes = (static_cast<double>(call.traffic.read_bytes) + static_cast<double>(call.traffic.write_bytes)) * call.launches;
   p.flops = (call.operations.tensor_flops + call.operations.vector_flops) * call.launches;
-  if (call.stage == Stage::attention || call.stage == Stage::select)
+  const bool merges = call.kernel == KernelId::span_merge || call.kernel == KernelId::state_merge;  // reads partial results, no cache
+  if (!merges && (call.stage == Stage::attention || call.stage == Stage::select))
     p.cache_read_bytes = static_cast<double>(call.traffic.read_bytes) * call.launches;
   return p;
 }

@@ -21,10 +21,13 @@ SideLayout side_layout(const MethodChoice& m, const LayerClass& c, Side side, Dt
   return l;
 }
 
-Ledger only_side(const Ledger& from, Side side) {
+/// One side of a method that codes its sides apart; `plain` are the bytes of that side's prompt rows in the dtype, which a
+/// method that waits for the end of the prompt holds until then.
+Ledger only_side(const Ledger& from, Side side, Bytes plain) {
   Ledger out;
   for (const LedgerEntry& e : from.entries())
     if (e.side == side) out.add(e.component, e.side, e.scope, e.bytes);
+  if (from.has_prefill()) out.set_prefill(plain);
   return out;
 }
 
@@ -97,15 +100,18 @@ Ledger BoundRecipe::ledger(const History& h, const ContentCounts& counts) const 
     History inner = h;
     inner.generated = std::min(h.generated, h.tokens() - plain);
     inner.prompt = h.tokens() - plain - inner.generated;
+    const Ledger dense = dense_ledger(p.shape, {.prompt = inner.prompt, .sequences = h.sequences});
     Ledger part;
-    part.add(only_side(formula_ledger(*r.key.method, r.key.row, p.shape, inner, counts), Side::key));
-    part.add(only_side(formula_ledger(*r.value.method, r.value.row, p.shape, inner, counts), Side::value));
     if (plain.value > 0)
       for (const LayerClass& c : p.shape.classes) {
         const std::int64_t rows = plain.value * c.kv_heads * c.count() * h.sequences * bytes_of(p.shape.dtype);
         part.add("edge_rows", Side::key, Scope::sequence, Bytes(rows * c.k_dim));
         if (c.kind != RowKind::latent) part.add("edge_rows", Side::value, Scope::sequence, Bytes(rows * c.v_dim));
       }
+    for (const Side side : {Side::key, Side::value}) {
+      const MethodChoice& m = side == Side::key ? r.key : r.value;
+      part.add(only_side(formula_ledger(*m.method, m.row, p.shape, inner, counts), side, dense.of("rows", side)));
+    }
     total.add(part);
   }
   return total;

@@ -200,8 +200,8 @@ extern constinit const Method h2o{
                 .speculation = {Works::no, "rejected queries have changed the mass of every slot"},
                 .multi_turn = {Works::partly, "mass goes on from turn to turn, evicted tokens do not come back"}},
     .exact_when = "heavy_hitters=1M",
-    .notes = "The variant with real drops. The official mask simulation (budgets as fractions of the prompt, masked instead of "
-             "dropped) and the FlexGen system (fp16 scores, its own slot order) are not offered. A step of several tokens after "
+    .notes = "The variant with real drops. The official mask simulation (masked instead of dropped, a window shorter by "
+             "one, and the token that leaves it is not a candidate) and the FlexGen system (fp16 scores, its own slot order) are not offered. A step of several tokens after "
              "the prompt evicts once, after all of them. A cache saved inside a prompt that is still within the budget resumes "
              "after it.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,

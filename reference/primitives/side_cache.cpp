@@ -95,6 +95,7 @@ RowStore::RowStore(int kv_heads, int dim, Side side, Codec codec)
     : dim_(dim), side_(side), codec_(std::move(codec)), heads_(static_cast<std::size_t>(kv_heads)) {}
 
 void RowStore::append(View<const float> rows) {
+  KV_ASSERT(rows.dim(2) == dim_, "rows have the width of their store");
   for (std::size_t h = 0; h < heads_.size(); ++h)
     for (std::int64_t i = 0; i < rows.dim(1); ++i) {
       const std::size_t at = heads_[h].size();

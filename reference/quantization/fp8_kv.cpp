@@ -28,8 +28,8 @@ struct Params {
   bool calibrate = false;
   static constexpr auto fields() {
     return std::tuple{choice(&Params::format, "format", kFormats, "number format of a stored value"),
-                      field(&Params::k_scale, "k_scale", "", 1e-6, 1e6, "keys are divided by it before they are stored"),
-                      field(&Params::v_scale, "v_scale", "", 1e-6, 1e6, "values are divided by it before they are stored"),
+                      field(&Params::k_scale, "k_scale", "", 0.001, 256, "keys are divided by it before they are stored"),
+                      field(&Params::v_scale, "v_scale", "", 0.001, 256, "values are divided by it before they are stored"),
                       flag(&Params::calibrate, "calibrate",
                            "take both scales of a layer from its first call instead: absmax/200 of keys, absmax/100 of values")};
   }

@@ -4,39 +4,15 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <fstream>
 #include <mutex>
-#include <sstream>
 
-#include "core/formats/bf16.hpp"
-#include "core/formats/fp16.hpp"
+#include "core/arith.hpp"
 #include "tests/catch.hpp"
 
 namespace kvatlas::test {
 
 namespace {
-
-std::string read_file(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) throw IoError(cat("cannot read ", path));
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
-template <class T>
-T load_as(const char* from) {
-  T value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
-std::size_t width_of(const std::string& type) {
-  if (type == "F64" || type == "I64" || type == "U64") return 8;
-  if (type == "F32" || type == "I32" || type == "U32") return 4;
-  return type == "F16" || type == "BF16" || type == "I16" || type == "U16" ? 2 : 1;
-}
 
 std::string folder_of(const std::string& slug) {
   const char* whole = std::getenv("KVATLAS_GOLDEN_DIR");
@@ -108,42 +84,25 @@ double fp16_spacing(double x) {
 
 }  // namespace
 
-GoldenCase::GoldenCase(std::string slug, std::string name, nlohmann::json entry, std::string file)
-    : slug_(std::move(slug)), name_(std::move(name)), entry_(std::move(entry)) {
-  const auto broken = [&](const char* why) { return IoError(cat(slug_, "/", name_, ".safetensors: ", why)); };
-  if (file.size() < 8) throw broken("shorter than its header length");
-  const auto length = static_cast<std::size_t>(load_as<std::uint64_t>(file.data()));
-  if (length > file.size() - 8) throw broken("the header passes the end of the file");
-  const nlohmann::json header = nlohmann::json::parse(file.substr(8, length));
-  for (const auto& [array, placed] : header.items()) {
-    if (array == "__metadata__") continue;
-    Stored stored{.type = placed.at("dtype").get<std::string>(),
-                  .dims = placed.at("shape").get<std::vector<std::int64_t>>(), .bytes = {}};
-    const auto offsets = placed.at("data_offsets").get<std::vector<std::size_t>>();
-    std::size_t size = width_of(stored.type);
-    for (const std::int64_t d : stored.dims) size *= static_cast<std::size_t>(d);
-    if (offsets.size() != 2 || offsets[1] < offsets[0] || offsets[1] > file.size() - 8 - length || offsets[1] - offsets[0] != size)
-      throw broken("an array does not lie where the header says");
-    stored.bytes = file.substr(8 + length + offsets[0], size);
-    arrays_.emplace(array, std::move(stored));
-  }
-  for (const auto& [array, stored] : arrays_)
-    if (!entry_.at("arrays").contains(array)) throw broken("an array is missing in the manifest");
+GoldenCase::GoldenCase(std::string slug, std::string name, nlohmann::json entry, const std::string& path)
+    : slug_(std::move(slug)), name_(std::move(name)), entry_(std::move(entry)), content_(io::read_safetensors(path)) {
+  for (const auto& [array, stored] : content_.tensors)
+    if (!entry_.at("arrays").contains(array)) throw IoError(cat(path, ": array ", array, " is missing in the manifest"));
 }
 
-bool GoldenCase::has(std::string_view array) const { return arrays_.find(array) != arrays_.end(); }
+bool GoldenCase::has(std::string_view array) const { return content_.tensors.find(array) != content_.tensors.end(); }
 
-bool GoldenCase::is_float(std::string_view array) const { return at(array).type.find('F') != std::string::npos; }
+bool GoldenCase::is_float(std::string_view array) const { return io::is_float(at(array).type); }
 
 std::vector<std::string> GoldenCase::arrays() const {
   std::vector<std::string> names;
-  for (const auto& [name, stored] : arrays_) names.push_back(name);
+  for (const auto& [name, stored] : content_.tensors) names.push_back(name);
   return names;
 }
 
-const GoldenCase::Stored& GoldenCase::at(std::string_view array) const {
-  const auto found = arrays_.find(array);
-  if (found == arrays_.end()) throw InvalidArgument(cat(slug_, "/", name_, " has no array ", array));
+const io::RawTensor& GoldenCase::at(std::string_view array) const {
+  const auto found = content_.tensors.find(array);
+  if (found == content_.tensors.end()) throw InvalidArgument(cat(slug_, "/", name_, " has no array ", array));
   return found->second;
 }
 
@@ -170,58 +129,20 @@ std::optional<double> GoldenCase::selection_margin() const {
   return smallest;
 }
 
-NamedTensor GoldenCase::floats(std::string_view array) const {
-  const Stored& stored = at(array);
-  if (!is_float(array)) throw InvalidArgument(cat(slug_, "/", name_, "/", array, " holds ", stored.type, ", not floats"));
-  NamedTensor out{.dims = stored.dims, .values = {}};
-  const std::size_t width = width_of(stored.type);
-  for (std::size_t i = 0; i < stored.bytes.size(); i += width) {
-    const char* from = stored.bytes.data() + i;
-    if (stored.type == "F32") {
-      out.values.push_back(load_as<float>(from));
-    } else if (stored.type == "BF16") {
-      out.values.push_back(num::decode_bf16(load_as<std::uint16_t>(from)));
-    } else if (stored.type == "F16") {
-      out.values.push_back(num::decode_fp16(load_as<std::uint16_t>(from)));
-    } else {
-      out.values.push_back(static_cast<float>(load_as<double>(from)));
-    }
-  }
-  return out;
-}
+NamedTensor GoldenCase::floats(std::string_view array) const { return io::to_floats(at(array), cat(slug_, "/", name_, "/", array)); }
 
 IntTensor GoldenCase::integers(std::string_view array) const {
-  const Stored& stored = at(array);
-  if (is_float(array)) throw InvalidArgument(cat(slug_, "/", name_, "/", array, " holds ", stored.type, ", not integers"));
-  IntTensor out{.dims = stored.dims, .values = {}};
-  const std::size_t width = width_of(stored.type);
-  for (std::size_t i = 0; i < stored.bytes.size(); i += width) {
-    const char* from = stored.bytes.data() + i;
-    if (stored.type == "I32") {
-      out.values.push_back(load_as<std::int32_t>(from));
-    } else if (stored.type == "U8" || stored.type == "BOOL") {
-      out.values.push_back(load_as<std::uint8_t>(from));
-    } else if (stored.type == "I8") {
-      out.values.push_back(load_as<std::int8_t>(from));
-    } else if (stored.type == "U16") {
-      out.values.push_back(load_as<std::uint16_t>(from));
-    } else if (stored.type == "I16") {
-      out.values.push_back(load_as<std::int16_t>(from));
-    } else if (stored.type == "U32") {
-      out.values.push_back(load_as<std::uint32_t>(from));
-    } else {
-      out.values.push_back(load_as<std::int64_t>(from));
-    }
-  }
-  return out;
+  return {.dims = at(array).dims, .values = io::to_integers(at(array), cat(slug_, "/", name_, "/", array))};
 }
 
 std::vector<GoldenCase> golden_cases(const std::string& slug) {
   const std::string folder = folder_of(slug);
-  const nlohmann::json manifest = nlohmann::json::parse(read_file(folder + "/manifest.json"));
+  std::ifstream file(folder + "/manifest.json");
+  if (!file) throw IoError(cat("cannot read ", folder, "/manifest.json"));
+  const nlohmann::json manifest = nlohmann::json::parse(file);
   std::vector<GoldenCase> cases;
   for (const auto& [name, entry] : manifest.at("cases").items())
-    cases.emplace_back(slug, name, entry, read_file(folder + "/" + name + ".safetensors"));
+    cases.emplace_back(slug, name, entry, folder + "/" + name + ".safetensors");
   if (cases.empty()) throw IoError(cat(folder, " holds no golden case"));
   return cases;
 }

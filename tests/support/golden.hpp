@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <initializer_list>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
@@ -14,8 +13,8 @@
 #include <string_view>
 #include <vector>
 
+#include "core/io/safetensors.hpp"
 #include "core/view.hpp"
-#include "reference/faces.hpp"
 
 namespace kvatlas::test {
 
@@ -27,7 +26,7 @@ struct IntTensor {
 /// One recorded case: a safetensors file and its entry of the manifest.
 class GoldenCase {
  public:
-  GoldenCase(std::string slug, std::string name, nlohmann::json entry, std::string file);
+  GoldenCase(std::string slug, std::string name, nlohmann::json entry, const std::string& path);
 
   const std::string& slug() const { return slug_; }
   const std::string& name() const { return name_; }
@@ -53,16 +52,11 @@ class GoldenCase {
   IntTensor integers(std::string_view array) const;
 
  private:
-  struct Stored {
-    std::string type;  // as safetensors spells it
-    std::vector<std::int64_t> dims;
-    std::string bytes;
-  };
-  const Stored& at(std::string_view array) const;
+  const io::RawTensor& at(std::string_view array) const;
 
   std::string slug_, name_;
   nlohmann::json entry_;
-  std::map<std::string, Stored, std::less<>> arrays_;
+  io::SafeTensors content_;
 };
 
 /// The committed cases of a method; with KVATLAS_GOLDEN_DIR set, all cases that `select.py SOURCE --all DIR` wrote there.
