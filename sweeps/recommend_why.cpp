@@ -55,6 +55,7 @@ std::string gain_sentence(const Recommendation& r, const std::optional<sim::Work
     text = how.empty() ? "no slower than the plain cache" : how;
   }
   text += cat("; ", binding_sentence(f, w));
+  if (r.forgets) text += fmt::format("; keeps a cache of fixed size ({:.1f} % of the plain one) and forgets the rest", 100 / f.size_factor);
   if (!r.quality.value) text += "; quality unknown";
   std::string needs;
   for (const Rule& rule : r.recipe.rules())
