@@ -29,7 +29,7 @@ const Usage& usage() {
 
 std::string spell_best(const std::optional<sweep::BestPoint>& p, bool with_recipe) {
   if (!p) return with_recipe ? "-" : "does not fit";
-  return cat(spell_count(p->tokens_per_s), with_recipe ? cat("  ", p->recipe) : "");
+  return cat(spell_count(p->tokens_per_s), with_recipe ? cat(" ", p->recipe) : "");
 }
 
 void print_summary(std::ostream& out, const sweep::StoreSummary& s, const std::string& db) {
