@@ -4,6 +4,7 @@
 //           values, in the dtype; generated tokens exact, keys after RoPE
 // Deviates  stores the factors, which the released code only simulates; latent rows are refused
 #include <algorithm>
+#include <tuple>
 
 #include "core/arith.hpp"
 #include "core/errors.hpp"
@@ -52,7 +53,8 @@ void for_groups(const Params& p, const LayerClass& c, const F& body) {
 std::optional<std::string> why_not(const Params&, const CacheShape& shape) {
   for (const LayerClass& c : shape.classes) {
     if (c.kind != RowKind::kv) return "layers must cache keys and values; other rows are not factorised across layers here";
-    if (c.window.value > 0) return cat("a sliding window of ", c.window.value, " tokens drops rows that a factorisation of the prompt holds; use full for such layers");
+    if (c.window.value > 0)
+      return cat("a sliding window of ", c.window.value, " tokens drops rows that a factorisation of the prompt holds; use full for such layers");
   }
   return std::nullopt;
 }
@@ -165,7 +167,8 @@ class Cache final : public KvCache {
       for (std::size_t l = 0; l < g.layers.size(); ++l)
         for (int h = 0; h < g.c->kv_heads; ++h)
           g.layers[l].of(side).read(h, 0, rows.view().slice(1, (static_cast<std::int64_t>(l) * g.c->kv_heads + h) * dim, dim));
-      made[static_cast<std::size_t>(i)] = xkv_factors::factorize(rows.view(), f.rank, shape_.dtype, {.layer = static_cast<std::uint32_t>(g.layers[0].index), .head = static_cast<std::uint32_t>(i % 2)});
+      const RandomStream start{.layer = static_cast<std::uint32_t>(g.layers[0].index), .head = static_cast<std::uint32_t>(i % 2)};
+      made[static_cast<std::size_t>(i)] = xkv_factors::factorize(rows.view(), f.rank, shape_.dtype, start);
     });
     for (std::size_t i = 0; i < made.size(); ++i) (i % 2 == 0 ? groups_[i / 2].keys : groups_[i / 2].values) = std::move(made[i]);
     for (const Group& g : groups_)
@@ -208,9 +211,12 @@ class Cache final : public KvCache {
         Factors f{find_buffer(saved, name(g, side, "coefficients")).bytes, find_buffer(saved, name(g, side, "basis")).bytes};
         if (loaded.empty()) prompt = prompt_of(g, f);
         const Factor size = factor(g, side, prompt);
-        for (const auto& [what, bytes, values] : {std::tuple{"coefficients", &f.coefficients, size.prompt * size.rank}, std::tuple{"basis", &f.basis, size.cols * size.rank}})
+        const auto sizes = {std::tuple{"coefficients", &f.coefficients, size.prompt * size.rank},
+                            std::tuple{"basis", &f.basis, size.cols * size.rank}};
+        for (const auto& [what, bytes, values] : sizes)
           if (static_cast<std::int64_t>(bytes->size()) != values * bytes_of(shape_.dtype))
-            throw InvalidArgument(cat("buffer ", name(g, side, what), " has ", bytes->size(), " bytes, must be ", values * bytes_of(shape_.dtype), " for a prompt of ", prompt, " tokens"));
+            throw InvalidArgument(cat("buffer ", name(g, side, what), " has ", bytes->size(), " bytes, must be ",
+                                      values * bytes_of(shape_.dtype), " for a prompt of ", prompt, " tokens"));
         loaded.push_back(std::move(f));
       }
     for (std::size_t i = 0; i < loaded.size(); ++i)
