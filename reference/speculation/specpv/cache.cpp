@@ -20,6 +20,13 @@ std::string prefix(int layer) { return cat("layer", layer, "/"); }
 
 }  // namespace
 
+float block_score(Score score, std::span<const float> q, std::span<const float> high, std::span<const float> low) {
+  if (score == Score::code) return num::max(num::qk_dot(q, high), num::qk_dot(q, low));
+  std::vector<float> larger(q.size());
+  for (std::size_t c = 0; c < larger.size(); ++c) larger[c] = num::max(q[c] * high[c], q[c] * low[c]);
+  return num::lane_sum(larger);
+}
+
 Cache::Cache(CacheShape shape, const Layout& layout) : shape_(std::move(shape)), layout_(layout), rotary_(shape_) {
   const std::int64_t width = bytes_of(shape_.dtype);
   for (const LayerClass& c : shape_.classes)
@@ -104,24 +111,16 @@ void Cache::attend_partial(Layer& l, const PreparedStep& p, const StepInput& ste
 }
 
 /// Score of every block for one kv head: the mean over the step's tree queries (in order), then over the group's heads.
-/// `code` takes the larger of two whole products, `quest` the larger product channel by channel (a true upper bound).
 std::vector<float> Cache::block_scores(const Layer& l, int head, const PreparedStep& p, std::int64_t blocks) const {
-  std::vector<float> scores, high(static_cast<std::size_t>(l.c->k_dim)), low(high.size()), larger(high.size());
+  std::vector<float> scores, high(static_cast<std::size_t>(l.c->k_dim)), low(high.size());
   for (std::int64_t b = 0; b < blocks; ++b) {
     num::load(shape_.dtype, l.k_max.at(head, b), high);
     num::load(shape_.dtype, l.k_min.at(head, b), low);
     float over_heads = 0;
     for (int g = 0; g < l.c->q_per_kv(); ++g) {
       float over_queries = 0;
-      for (std::int64_t i = missing_; i < p.n; ++i) {
-        const std::span<const float> q = p.q.view().row(head * l.c->q_per_kv() + g, i);
-        if (layout_.score == Score::code) {
-          over_queries += num::max(num::qk_dot(q, high), num::qk_dot(q, low));
-        } else {
-          for (std::size_t c = 0; c < larger.size(); ++c) larger[c] = num::max(q[c] * high[c], q[c] * low[c]);
-          over_queries += num::lane_sum(larger);
-        }
-      }
+      for (std::int64_t i = missing_; i < p.n; ++i)
+        over_queries += block_score(layout_.score, p.q.view().row(head * l.c->q_per_kv() + g, i), high, low);
       over_heads += over_queries / static_cast<float>(p.n - missing_);
     }
     scores.push_back(over_heads / static_cast<float>(l.c->q_per_kv()));

@@ -12,6 +12,10 @@ namespace kvatlas::partial_verify {
 
 enum class Score : std::uint8_t { code, quest };
 
+/// Score of one query for a block with these largest and smallest channels: `code` takes the larger of two whole products,
+/// `quest` the larger product channel by channel, which no key of the block exceeds.
+float block_score(Score score, std::span<const float> q, std::span<const float> high, std::span<const float> low);
+
 /// Sizes in tokens; `tree` counts drafted tokens.
 struct Layout {
   std::int64_t block = 16, sinks = 32, retrieved_blocks = 256, window = 128, buffer = 20, tree = 60;
