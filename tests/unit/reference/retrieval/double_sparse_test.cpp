@@ -199,7 +199,7 @@ TEST_CASE("labels and channels that do not belong to the keys are refused", "[un
     return "";
   };
   REQUIRE(refuses("layer0/labels/head0", 0, 1) == "buffer layer0/labels/head0 does not hold the labels of the keys");
-  REQUIRE_THAT(refuses("layer0/channels", 0, 0x10), Catch::Matchers::Contains("must be below head_dim (16)"));
+  REQUIRE_THAT(refuses("layer0/channels", 0, 0x10), contains_text("must be below head_dim (16)"));
 }
 
 TEST_CASE("double_sparse says which shapes and parameters it cannot serve", "[unit]") {

@@ -172,7 +172,7 @@ TEST_CASE("scores that overflow to NaN are refused and leave the cache as it was
     try {
       cache->forward(0, huge.step(), out.view());
     } catch (const InvalidArgument& e) {
-      REQUIRE_THAT(std::string(e.what()), Catch::Matchers::Contains("is NaN"));
+      REQUIRE_THAT(std::string(e.what()), contains_text("is NaN"));
       REQUIRE(digest(cache->buffers()) == before);
       refused = true;
     }
