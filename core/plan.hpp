@@ -54,6 +54,7 @@ struct KernelCall {
   std::int64_t items = 0;         // independent work items of a launch (sequence x kv head x span)
   double even_items = 0;          // the same if all were as long as the longest one: the last of a row may be shorter
   std::int64_t sequences = 0;     // sequences of the batch
+  int queries = 1;                // query rows per head and sequence (speculation verifies several)
   double launches = 0;            // launches per step; below 1 for an event that happens every few steps
 
  private:

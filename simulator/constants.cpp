@@ -63,6 +63,7 @@ constexpr std::array<Constant, kConstantCount> kConstants{{
 
     {C::partial_prefix_credit, "partial_prefix_credit", 0.5, "of hits", host, assumed, "hits of methods whose record says partly"},
     {C::draft_acceptance, "draft_acceptance", 0.8, "probability", host, assumed, "acceptance of one drafted token where nothing was measured"},
+    {C::draft_work, "draft_work", 0.2, "of a step's matrices", host, assumed, "a draft of one layer, seven levels deep, beside 32 layers"},
 
     {C::width_fitted_low, "width_fitted_low", 0.85, "factor", interval, assumed, kResidual},
     {C::width_fitted_high, "width_fitted_high", 1.2, "factor", interval, assumed, kResidual},

@@ -24,7 +24,7 @@ enum class C : std::uint8_t {
   matrix_floor_s, matrix_floor_quantized_s, matrix_floor_weight_only_s, matrix_low_precision_share, matrix_tile_rows, matrix_tail_waves,
   elementwise_kernels, elementwise_passes,
   nvlink_share, pcie_share, pcie_many_share, collective_base_s, collective_rank_s, copy_submit_s, host_link_share,
-  partial_prefix_credit, draft_acceptance,
+  partial_prefix_credit, draft_acceptance, draft_work,
   width_fitted_low, width_fitted_high, width_extrapolated_low, width_extrapolated_high, width_other_low, width_other_high, ragged_skew,
   idle_power_share
 };

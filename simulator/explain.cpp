@@ -49,7 +49,7 @@ StepExplained Evaluator::explain_step(Tokens context, int batch) const {
   e.figures = step(context, batch);
   const StepModel& s = model();
   Totals t;
-  s.decode_parts(context, batch, [&](const Part& p) {
+  s.decode_parts(context, batch, Tokens(0), [&](const Part& p) {
     t.add(p);
     collect(e.parts, p);
   });
@@ -98,8 +98,7 @@ StepExplained Evaluator::explain_prefill(Tokens prompt, int batch) const {
 
 void StepModel::kernel_formulas(Tokens context, int batch, std::vector<std::string>& out) const {
   const int sequences = static_cast<int>(ceil_div(replica_batch(batch), d_.pp));
-  const History h = history(context, Tokens(0), sequences);
-  const Plan plan = d_.released_plan ? recipe_.released_decode_plan(h) : recipe_.decode_plan(h);
+  const Plan plan = decode_plan(context, sequences, Tokens(0));
   for (const KernelCall& call : plan.calls()) out.push_back(kernel_formula(kernels_, call));
 }
 

@@ -9,13 +9,13 @@ namespace kvatlas::sim {
 
 double StepModel::available_bytes() const { return *d_.gpu.memory_bytes.value * d_.gpu_memory_utilization; }
 
-MemoryTerms StepModel::memory(Tokens prompt, Tokens context, int batch) const {
+MemoryTerms StepModel::memory(Tokens prompt, Tokens context, int batch, Tokens shared) const {
   const int sequences = replica_batch(batch);
   // A sequence owns whole pages: the ledger of the rounded length is what the allocator hands out.
   const Tokens allocated(round_up(context.value, engine_->page.value));
   MemoryTerms m;
   m.weights = matrices_.weight_bytes() * stage_share_;
-  m.cache = static_cast<double>(recipe_.ledger(history(prompt, allocated - prompt, sequences)).total().value) * stage_share_;
+  m.cache = static_cast<double>(recipe_.ledger(history(prompt, allocated - prompt, sequences, shared)).total().value) * stage_share_;
   // Prompts are processed one after the other, so one sequence at a time holds its uncompressed rows.
   const Ledger one = recipe_.ledger(history(prompt, Tokens(0), 1));
   m.prefill_extra = static_cast<double>((one.peak() - one.total()).value) * stage_share_;
@@ -25,16 +25,16 @@ MemoryTerms StepModel::memory(Tokens prompt, Tokens context, int batch) const {
   return m;
 }
 
-std::int64_t StepModel::max_batch(Tokens prompt, Tokens context) const {
+std::int64_t StepModel::max_batch(Tokens prompt, Tokens context, Tokens shared) const {
   const double room = available_bytes();
-  const MemoryTerms one = memory(prompt, context, d_.dp), two = memory(prompt, context, 2 * d_.dp);
+  const MemoryTerms one = memory(prompt, context, d_.dp, shared), two = memory(prompt, context, 2 * d_.dp, shared);
   if (!(one.total() <= room)) return 0;
   const double each = two.total() - one.total();
   constexpr std::int64_t kMost = 1 << 20;
   const double more = each > 0 ? (room - one.total()) / each : static_cast<double>(kMost);
   auto fit = static_cast<std::int64_t>(std::min(1.0 + std::floor(more), static_cast<double>(kMost / d_.dp)));
   // Ledgers round to bytes, groups and pages, so the last step is exact.
-  const auto total = [&](std::int64_t n) { return memory(prompt, context, static_cast<int>(n * d_.dp)).total(); };
+  const auto total = [&](std::int64_t n) { return memory(prompt, context, static_cast<int>(n * d_.dp), shared).total(); };
   while (fit > 1 && !(total(fit) <= room)) --fit;
   return fit * d_.dp;
 }

@@ -111,11 +111,18 @@ StepModel::StepModel(Deployment deployment)
       prefix_credit_ = std::min(prefix_credit_, prefix == Works::yes ? 1.0 : prefix == Works::partly ? constant(C::partial_prefix_credit) : 0.0);
     }
   const MethodChoice& main = d_.recipe.rules().back().key;
-  if (main.method->expected_emitted != nullptr) emitted_ = main.method->expected_emitted(main.row, constant(C::draft_acceptance));
+  speculates_ = main.method->expected_emitted != nullptr;
+  if (speculates_) emitted_ = std::max(1.0, main.method->expected_emitted(main.row, constant(C::draft_acceptance)));
+  plain_kernels_ = plain_kernels_ && !speculates_;
 }
 
-History StepModel::history(Tokens prompt, Tokens generated, int sequences) const {
-  return {.prompt = prompt, .generated = generated, .sequences = sequences, .chunk = whole_prompt_ ? Tokens(0) : d_.chunk};
+History StepModel::history(Tokens prompt, Tokens generated, int sequences, Tokens shared) const {
+  return {.prompt = prompt, .generated = generated, .sequences = sequences, .shared_prefix = shared, .chunk = whole_prompt_ ? Tokens(0) : d_.chunk};
+}
+
+Plan StepModel::decode_plan(Tokens context, int sequences, Tokens shared) const {
+  const History h = history(context, Tokens(0), sequences, shared);
+  return d_.released_plan ? recipe_.released_decode_plan(h) : recipe_.decode_plan(h);
 }
 
 Part StepModel::kernel_part(const KernelCall& call) const {
@@ -139,9 +146,9 @@ double StepModel::collective_s(double bytes) const {
   return constant(C::collective_base_s) + constant(C::collective_rank_s) * ranks + bytes / link_bandwidth_;
 }
 
-Totals StepModel::decode(Tokens context, int batch) const {
+Totals StepModel::decode(Tokens context, int batch, Tokens shared) const {
   Totals totals;
-  decode_parts(context, batch, [&totals](const Part& p) { totals.add(p); });
+  decode_parts(context, batch, shared, [&totals](const Part& p) { totals.add(p); });
   return totals;
 }
 

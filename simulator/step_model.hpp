@@ -53,22 +53,23 @@ class StepModel {
   const BoundRecipe& recipe() const { return recipe_; }
   int gpus() const { return d_.tp * d_.pp * d_.dp; }
 
-  /// Calls sink(const Part&) for every part of one decode step of the whole batch. Allocates nothing for uniform methods.
+  /// Calls sink(const Part&) for every part of one decode step of the whole batch, whose sequences share their first
+  /// `shared` tokens. Allocates nothing for uniform methods.
   template <class Sink>
-  void decode_parts(Tokens context, int batch, Sink&& sink) const;
+  void decode_parts(Tokens context, int batch, Tokens shared, Sink&& sink) const;
   /// The same for processing `batch` prompts.
   template <class Sink>
   void prefill_parts(Tokens prompt, int batch, Sink&& sink) const;
 
-  Totals decode(Tokens context, int batch) const;
+  Totals decode(Tokens context, int batch, Tokens shared = Tokens(0)) const;
   Totals prefill(Tokens prompt, int batch) const;
   /// Tokens that a step emits for each sequence: 1 but for speculation.
   double emitted() const { return emitted_; }
 
-  MemoryTerms memory(Tokens prompt, Tokens context, int batch) const;
+  MemoryTerms memory(Tokens prompt, Tokens context, int batch, Tokens shared = Tokens(0)) const;
   double available_bytes() const;
   /// Sequences of this length that fit on all replicas together.
-  std::int64_t max_batch(Tokens prompt, Tokens context) const;
+  std::int64_t max_batch(Tokens prompt, Tokens context, Tokens shared = Tokens(0)) const;
 
   /// Evidence of a step over `context` tokens whose parts are `totals`.
   Evidence evidence(Tokens context, const Totals& totals) const;
@@ -87,19 +88,20 @@ class StepModel {
  private:
   Part kernel_part(const KernelCall& call) const;
   template <class Sink>
-  void pass_parts(double tokens, double sequences, double passes, Sink&& sink) const;
+  void pass_parts(double tokens, double heads_rows, double sequences, double passes, Sink&& sink) const;
   double collective_s(double bytes) const;
   int replica_batch(int batch) const { return static_cast<int>(ceil_div(batch, d_.dp)); }
-  History history(Tokens prompt, Tokens generated, int sequences) const;
+  History history(Tokens prompt, Tokens generated, int sequences, Tokens shared = Tokens(0)) const;
+  Plan decode_plan(Tokens context, int sequences, Tokens shared) const;
 
   Deployment d_;
   const Engine* engine_;
   BoundRecipe recipe_;
   KernelModel kernels_;
   MatrixModel matrices_;
-  double layers_ = 0, hidden_ = 0, stage_share_ = 1, emitted_ = 1, round_rows_ = 1, prefix_credit_ = 1;
+  double layers_ = 0, hidden_ = 0, stage_share_ = 1, emitted_ = 1, prefix_credit_ = 1;
   double link_bandwidth_ = 0;
-  bool measured_gpu_ = false, plain_kernels_ = true, ragged_ = false, whole_prompt_ = false;
+  bool measured_gpu_ = false, plain_kernels_ = true, ragged_ = false, whole_prompt_ = false, speculates_ = false;
 };
 
 /// Throws for a context or batch that cannot be.

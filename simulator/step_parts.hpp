@@ -9,9 +9,9 @@
 namespace kvatlas::sim {
 
 template <class Sink>
-void StepModel::pass_parts(double tokens, double sequences, double passes, Sink&& sink) const {
+void StepModel::pass_parts(double tokens, double heads_rows, double sequences, double passes, Sink&& sink) const {
   for (const MatrixOp& op : matrices_.ops()) {
-    const MatrixTime t = matrices_.time(op, op.last_only ? sequences : tokens);
+    const MatrixTime t = matrices_.time(op, op.last_only ? heads_rows : tokens);
     const double launches = op.launches * passes, seconds = t.seconds * launches;
     sink(Part{.name = op.name.c_str(), .category = Category::matrix, .bound = t.bound, .seconds = seconds, .ideal_s = seconds,
               .released_s = seconds, .bytes = t.bytes * launches, .flops = t.flops * launches, .launches = launches});
@@ -25,12 +25,12 @@ void StepModel::pass_parts(double tokens, double sequences, double passes, Sink&
   const double elementwise_bytes_s = row_bytes / kernels_.bandwidth();
   plain("elementwise", elementwise * kernels_.launch_s() > elementwise_bytes_s ? Bound::latency : Bound::memory,
         elementwise * kernels_.launch_s() + elementwise_bytes_s, row_bytes, elementwise);
-  const double logit_bytes = sequences * matrices_.vocabulary_of_rank() * 8.0 * passes;
+  const double logit_bytes = heads_rows * matrices_.vocabulary_of_rank() * 8.0 * passes;
   plain("sampling", Bound::latency, 2.0 * kernels_.launch_s() * passes + logit_bytes / kernels_.bandwidth(), logit_bytes, 2.0 * passes);
   if (d_.tp > 1) {
     const double reduces = 2.0 * layers_ * passes, bytes = tokens * hidden_ * 2.0;
     plain("all_reduce", Bound::link, reduces * collective_s(2.0 * bytes * (d_.tp - 1) / d_.tp), reduces * bytes, reduces);
-    const double logits = sequences * matrices_.vocabulary_of_rank() * 2.0 * (d_.tp - 1);
+    const double logits = heads_rows * matrices_.vocabulary_of_rank() * 2.0 * (d_.tp - 1);
     plain("gather_logits", Bound::link, passes * collective_s(logits), passes * logits, passes);
   }
   if (d_.ep > 1 && matrices_.expert_layers() > 0) {
@@ -50,13 +50,22 @@ void StepModel::pass_parts(double tokens, double sequences, double passes, Sink&
 }
 
 template <class Sink>
-void StepModel::decode_parts(Tokens context, int batch, Sink&& sink) const {
+void StepModel::decode_parts(Tokens context, int batch, Tokens shared, Sink&& sink) const {
   // Pipeline stages work on one micro-batch each, so a step of the whole batch costs every layer at the micro-batch.
   const int sequences = static_cast<int>(ceil_div(replica_batch(batch), d_.pp));
-  const History h = history(context, Tokens(0), sequences);
-  const Plan plan = d_.released_plan ? recipe_.released_decode_plan(h) : recipe_.decode_plan(h);
-  for (const KernelCall& call : plan.calls()) sink(kernel_part(call));
-  pass_parts(sequences * round_rows_, sequences * round_rows_, 1, sink);
+  const Plan plan = decode_plan(context, sequences, shared);
+  double rows = 0, attentions = 0;
+  for (const KernelCall& call : plan.calls()) {
+    sink(kernel_part(call));
+    if (call.kernel == KernelId::decode_attention) rows += call.launches * call.queries, attentions += call.launches;
+  }
+  // A round of speculation carries its drafted tokens through every matrix.
+  const double tokens = sequences * (attentions > 0 ? rows / attentions : 1.0);
+  pass_parts(tokens, tokens, sequences, 1, sink);
+  if (speculates_) {
+    const double draft = constant(C::draft_work) * matrices_.seconds(sequences, sequences);
+    sink(Part{.name = "draft", .category = Category::method, .bound = Bound::memory, .seconds = draft, .ideal_s = draft, .released_s = draft, .launches = 1});
+  }
 }
 
 template <class Sink>
@@ -76,8 +85,9 @@ void StepModel::prefill_parts(Tokens prompt, int batch, Sink&& sink) const {
   };
   const Plan plan = recipe_.prefill_plan(h);
   for (const KernelCall& call : plan.calls()) scaled(kernel_part(call));
-  pass_parts(chunk, std::min<double>(sequences, 1.0 + chunk / static_cast<double>(prompt.value)), whole, scaled);
-  if (rest > 0) pass_parts(rest, 1, 1, scaled);
+  const double finished = std::min<double>(sequences, 1.0 + chunk / static_cast<double>(prompt.value));  // in one pass, and sampled
+  pass_parts(chunk, finished, finished, whole, scaled);
+  if (rest > 0) pass_parts(rest, 1, 1, 1, scaled);
 }
 
 }  // namespace kvatlas::sim

@@ -16,6 +16,7 @@ struct Fixed {
   const Workload* w;
   Tokens prompt{0};          // of the middle turn, what came before it included
   Tokens mean_context{0};
+  Tokens shared{0};          // of the prompt, by all requests: counted once by methods that share
   double prefill_s = 0, prefill_low = 0, prefill_high = 0, prefill_energy = 0;
   Bound prefill_bound = Bound::memory;
 };
@@ -26,7 +27,7 @@ struct State {
   double step_s = 0, rate = 0, ttft_s = 0, tpot_s = 0, decode_share = 0;
 };
 
-Totals decode_of(const Fixed& f, std::int64_t concurrency) { return f.s->decode(f.mean_context, static_cast<int>(concurrency)); }
+Totals decode_of(const Fixed& f, std::int64_t concurrency) { return f.s->decode(f.mean_context, static_cast<int>(concurrency), f.shared); }
 
 /// Requests finished per second when a prompt costs `prefill` and a step of all in flight `step`.
 double rate_of(const Fixed& f, double concurrency, double prefill, double step) {
@@ -89,7 +90,8 @@ Fixed prepare(const StepModel& s, const Workload& w) {
   const double found = s.prefix_credit() * (static_cast<double>(past.value) + w.prefix_hit * static_cast<double>(w.prompt.value));
   const std::int64_t page = s.engine().page.value;
   const Tokens hit(std::min(f.prompt.value - 1, static_cast<std::int64_t>(found)) / page * page);  // whole pages only
-  Totals t = s.prefill(f.prompt, 1);
+  if (s.prefix_credit() > 0 && w.turns == 1) f.shared = Tokens(static_cast<std::int64_t>(w.prefix_hit * static_cast<double>(w.prompt.value)) / page * page);
+  const Totals t = s.prefill(f.prompt, 1);
   double share = 1;
   if (hit.value > 0) {
     // The rest still attends to what was found, and pays at least what it would cost alone.
@@ -120,7 +122,7 @@ WorkloadFigures Evaluator::workload(const Workload& w) const {
   const Fixed f = prepare(s, w);
   const Tokens longest = f.prompt + w.output;
   constexpr std::int64_t kMostInFlight = 4096;
-  const std::int64_t room = std::min(kMostInFlight, s.max_batch(f.prompt, longest));
+  const std::int64_t room = std::min(kMostInFlight, s.max_batch(f.prompt, longest, f.shared));
   WorkloadFigures out;
   out.prefill_s = f.prefill_s;
   out.size_factor = size_factor(f.mean_context);
@@ -184,7 +186,7 @@ WorkloadFigures Evaluator::workload(const Workload& w) const {
   out.tpot_s = st.tpot_s;
   out.step_s = st.step_s;
   out.concurrency = st.concurrency;
-  const MemoryTerms m = s.memory(f.prompt, longest, static_cast<int>(st.concurrency));
+  const MemoryTerms m = s.memory(f.prompt, longest, static_cast<int>(st.concurrency), f.shared);
   out.cache_bytes = m.cache * s.gpus();
   out.peak_bytes = m.total();
   out.energy_j_per_token = f.prefill_energy / output + s.energy_j(decode) * rounds / c;

@@ -52,7 +52,7 @@ struct DecodeAttention {
     if (rotate_keys) e.vector(3.0 * static_cast<double>(heads * tokens.value) * k_dim);
     e.convert(heads * k_coded * k_dim, k_format);
     if (!latent) e.convert(heads * v_coded * v_dim, v_format);
-    e.work(heads * spans, sequences);
+    e.work(heads * spans, sequences).queries(queries);
     if (tokens.value > span_length(tokens.value)) e.uneven(heads, tokens.value, span_length(tokens.value));
     return e.call_;
   }

@@ -92,6 +92,7 @@ class Entry {
     call_.sequences = sequences;
     return *this;
   }
+  Entry& queries(int rows) { return call_.queries = rows, *this; }
   /// Rows of `tokens` tokens in spans of `span`: the last span of a row is shorter than the others.
   Entry& uneven(std::int64_t rows, std::int64_t tokens, std::int64_t span) {
     call_.even_items = static_cast<double>(rows) * static_cast<double>(tokens) / static_cast<double>(span);
