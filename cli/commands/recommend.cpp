@@ -89,7 +89,7 @@ void print_text(const Streams& io, const Parsed& p, const sweep::RecommendReques
   const auto top = static_cast<std::size_t>(p.integer("top"));
   const bool short_form = top <= 5;
   const auto in_engines = shown(report.deployable, p.has("all"), top), research = shown(report.research, p.has("all"), short_form ? std::min<std::size_t>(top, 3) : top);
-  const sweep::Recommendation* first = !in_engines.empty() ? in_engines[0] : !research.empty() ? research[0] : nullptr;
+  const sweep::Recommendation* first = report.advised ? &*report.advised : !research.empty() ? research[0] : nullptr;
   if (first == nullptr) {
     say("answer", cat("Nothing serves this workload. ", report.binds), 3);
   } else {
@@ -100,7 +100,7 @@ void print_text(const Streams& io, const Parsed& p, const sweep::RecommendReques
                       "; TTFT ", spell_number(1e3 * first->figures.ttft_s), " ms, TPOT ", spell_number(1e3 * first->figures.tpot_s), " ms, ",
                       first->figures.concurrency, " in flight, cache ", spell_bytes(first->figures.cache_bytes), "; workload ", spell_gain(first->speedup),
                       ", decode only ", spell_gain(first->speedup_decode_only)), 3);
-    say("why", first->why, 2);
+    say("why", cat(report.advised ? report.advised_why : "no method that an engine offers serves it", "; ", first->why), 3);
   }
   if (!report.binds.empty() && first != nullptr) say("plain", report.binds, 2);
   if (first != nullptr) {
