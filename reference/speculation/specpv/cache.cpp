@@ -12,9 +12,10 @@ namespace kvatlas::partial_verify {
 
 namespace {
 
-constexpr NamedBuffer kSummary{.name = {}, .component = "summaries", .side = Side::key, .scope = Scope::group, .bytes = {}};
-constexpr NamedBuffer kPartialKey{.name = {}, .component = "partial", .side = Side::key, .scope = Scope::sequence, .bytes = {}};
-constexpr NamedBuffer kPartialValue{.name = {}, .component = "partial", .side = Side::value, .scope = Scope::sequence, .bytes = {}};
+/// What SlotBytes::buffers() copies for every head.
+NamedBuffer like(std::string_view component, Side side, Scope scope) {
+  return {.name = {}, .component = component, .side = side, .scope = scope, .bytes = {}};
+}
 
 std::string prefix(int layer) { return cat("layer", layer, "/"); }
 
@@ -247,10 +248,10 @@ std::vector<NamedBuffer> Cache::buffers() const {
   for (const Layer& l : layers_) {
     l.rows.buffers(prefix(l.index), out);
     if (!layout_.partial) continue;
-    l.k_max.buffers(prefix(l.index) + "k_max", kSummary, out);
-    l.k_min.buffers(prefix(l.index) + "k_min", kSummary, out);
-    l.part_k.buffers(prefix(l.index) + "k_partial", kPartialKey, out);
-    l.part_v.buffers(prefix(l.index) + "v_partial", kPartialValue, out);
+    l.k_max.buffers(prefix(l.index) + "k_max", like("summaries", Side::key, Scope::group), out);
+    l.k_min.buffers(prefix(l.index) + "k_min", like("summaries", Side::key, Scope::group), out);
+    l.part_k.buffers(prefix(l.index) + "k_partial", like("partial", Side::key, Scope::sequence), out);
+    l.part_v.buffers(prefix(l.index) + "v_partial", like("partial", Side::value, Scope::sequence), out);
   }
   if (layout_.partial) {
     NamedBuffer state{.name = "state", .component = "state", .side = Side::both, .scope = Scope::sequence, .bytes = {}};

@@ -61,7 +61,7 @@ std::string refusal(const Setting& s, const CacheShape& shape, SpeculationOption
 
 TEST_CASE("greedy text under full verification is the text of plain decoding", "[unit]") {
   std::set<std::int64_t> rounds;
-  for (const std::uint64_t seed : {1, 2, 3})
+  for (const std::uint64_t seed : {1U, 2U, 3U})
     for (const Dtype dtype : {Dtype::bf16, Dtype::f32})
       for (const int width : {1, 2}) {
         CAPTURE(seed, name_of(dtype), width);
