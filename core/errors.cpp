@@ -29,8 +29,10 @@ std::string_view closest(std::string_view word, std::span<const std::string_view
   std::size_t best_distance = std::max<std::size_t>(2, word.size() / 2);
   for (const std::string_view candidate : candidates) {
     std::size_t distance = edit_distance(word, candidate);
-    if (!word.empty() && candidate.starts_with(word)) distance = std::min<std::size_t>(distance, 1);
-    if (distance < best_distance || (distance == best_distance && best.empty())) {
+    // What a word begins is meant before what it resembles: "h10" is h100, not a10; the shortest such name first.
+    if (!word.empty() && candidate.starts_with(word)) distance = 0;
+    const bool shorter = distance == 0 && candidate.size() < best.size();
+    if (distance < best_distance || (distance == best_distance && (best.empty() || shorter))) {
       best = candidate;
       best_distance = distance;
     }

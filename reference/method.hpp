@@ -70,6 +70,7 @@ struct Method {
   std::span<const Deployable> deployable{};
   Serving serving{};
   bool data_dependent = false;
+  bool transport_only = false;  // the stored form is for storage and transfer; a running sequence needs its dense working copy
   const char* equivalent_to = nullptr;  // slug of a method with equal outputs at defaults, and why in `notes`
   const char* exact_when = nullptr;     // parameters at which the output equals `full` bit for bit, else nullptr
   const char* notes = "";               // deviations from paper and released code, one paragraph

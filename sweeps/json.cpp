@@ -70,6 +70,7 @@ json to_json(const Recommendation& r) {
           {"deployable", r.deployable},
           {"research", r.deployable.empty() && r.recipe.canonical() != "full"},
           {"best_of_method", r.best_of_method},
+          {"forgets", r.forgets},
           {"why", r.why},
           {"bound_by", sim::name_of(f.bound)},
           {"provenance", "computed"}};
@@ -81,7 +82,8 @@ json to_json(const RecommendReport& r) {
     for (const Recommendation& one : *list) ranked.push_back(to_json(one));
   for (const Exclusion& e : r.excluded) excluded.push_back({{"method", e.method}, {"why", e.why}});
   for (const UncertainPair& u : r.uncertain) uncertain.push_back({{"a", u.a}, {"b", u.b}, {"settle_with", u.settle_with}});
-  return {{"recommendations", ranked}, {"excluded", excluded}, {"uncertain", uncertain}, {"binds", r.binds}};
+  return {{"recommendations", ranked}, {"excluded", excluded}, {"uncertain", uncertain}, {"binds", r.binds},
+          {"advised", r.advised ? json{{"recipe", r.advised->recipe.canonical()}, {"rank", r.advised->rank}, {"why", r.advised_why}} : json(nullptr)}};
 }
 
 }  // namespace kvatlas::sweep

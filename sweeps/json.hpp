@@ -16,7 +16,7 @@ nlohmann::json to_json(const SweepReport& report, const std::string& db);
 nlohmann::json to_json(const MergeReport& report);
 /// {changed:[{key, configuration, context, batch, worst, figures:[...]}], changed_count, equal, only_a, only_b}
 nlohmann::json to_json(const DiffReport& report);
-/// {recommendations:[{rank, method, params, ...}], excluded, uncertain, binds}; deployable first, then research
+/// {recommendations:[{rank, method, params, ...}], excluded, uncertain, binds, advised:{recipe, rank, why}}; deployable first, then research
 nlohmann::json to_json(const RecommendReport& report);
 /// One row of it.
 nlohmann::json to_json(const Recommendation& recommendation);

@@ -45,6 +45,7 @@ bool is_plain(const Recipe& r) { return r.canonical() == "full"; }
 struct Candidate {
   Recipe recipe = Recipe::parse("full");
   sim::WorkloadFigures figures;
+  bool forgets = false;
   std::optional<std::string> why_not;
 };
 
@@ -54,7 +55,11 @@ Candidate evaluate(const RecommendRequest& request, const Recipe& recipe) {
   d.recipe = recipe;
   c.why_not = sim::why_not(d);
   if (c.why_not) return c;
-  c.figures = sim::Evaluator(d).workload(request.workload);
+  const sim::Evaluator evaluator(d);
+  c.figures = evaluator.workload(request.workload);
+  // A cache of fixed size stores hardly more for twice the context, so its size factor nearly doubles with it.
+  const Tokens context = request.workload.prompt + request.workload.output;
+  c.forgets = evaluator.size_factor(2 * context) > 1.8 * evaluator.size_factor(context);
   if (!c.figures.feasible) c.why_not = c.figures.why_not;
   if (c.figures.feasible && request.memory_gib && c.figures.peak_bytes > *request.memory_gib * 1073741824.0)
     c.why_not = fmt::format("needs {:.1f} GiB of memory, must be at most {:.1f} GiB", c.figures.peak_bytes / 1073741824.0, *request.memory_gib);
@@ -93,6 +98,46 @@ void check(const RecommendRequest& request) {
     const std::vector<std::string_view> list(names.begin(), names.end());
     if (!names.contains(*request.deployable)) throw InvalidArgument(cat("deployable: ", unknown_name("engine", *request.deployable, list)));
   }
+}
+
+/// Chooses the setting that speaks for each method; returns the methods' slugs.
+std::set<std::string> mark_speakers(std::vector<Recommendation>& ranked, const std::vector<Recipe>& candidates) {
+  std::map<std::string, Recommendation*> speakers;
+  for (Recommendation& r : ranked)  // by rank: the fastest that was judged
+    if (r.quality.value) speakers.try_emplace(r.recipe.main().slug, &r);
+  for (const Recipe& c : candidates)
+    for (Recommendation& r : ranked)
+      if (r.recipe.canonical() == c.canonical()) speakers.try_emplace(r.recipe.main().slug, &r);
+  std::set<std::string> slugs;
+  for (const auto& [slug, r] : speakers) {
+    r->best_of_method = true;
+    slugs.insert(slug);
+  }
+  return slugs;
+}
+
+/// What to run: the first by rank that an engine offers and that was judged, or that at least forgets nothing by construction.
+void advise(const std::vector<Recommendation>& ranked, RecommendReport& report) {
+  const auto offered = [](const Recommendation& r) { return r.best_of_method && !r.deployable.empty(); };
+  for (const Recommendation& r : ranked)
+    if (offered(r) && !is_plain(r.recipe) && (r.quality.value || !r.forgets)) {
+      report.advised = r;
+      report.advised_why = r.quality.value ? "the fastest that an engine offers among those whose quality is known"
+                                           : "the fastest that an engine offers among those that forget no token; no quality evidence exists, so judge it on your task first";
+      return;
+    }
+  for (const Recommendation& r : ranked)
+    if (is_plain(r.recipe)) {
+      report.advised = r;
+      report.advised_why = "no method that an engine offers is worth it here without forgetting tokens";
+      return;
+    }
+  for (const Recommendation& r : ranked)
+    if (offered(r)) {
+      report.advised = r;
+      report.advised_why = "the only kind that an engine offers and that fits: it forgets tokens, so judge it on your task first";
+      return;
+    }
 }
 
 /// One line a method: the recipe only where another setting of the method is recommended.
@@ -163,7 +208,7 @@ RecommendReport recommend(const RecommendRequest& given) {
       if (c->why_not) report.plain_why_not = *c->why_not;
       else report.plain = c->figures;
     }
-  report.binds = report.plain ? binding_sentence(*report.plain, request.workload) : cat("a plain cache cannot serve this: ", report.plain_why_not);
+  report.binds = report.plain ? binding_sentence(*report.plain, request.workload, true) : cat("a plain cache cannot serve this: ", report.plain_why_not);
 
   std::map<std::string, std::vector<Exclusion>> excluded;
   std::vector<Recommendation> ranked;
@@ -174,7 +219,7 @@ RecommendReport recommend(const RecommendRequest& given) {
       exclude(*c->why_not);
       continue;
     }
-    Recommendation r{.recipe = c->recipe, .figures = c->figures, .speedup = {}, .speedup_decode_only = {}, .quality = quality_of(request, c->recipe), .deployable = engines_of(c->recipe), .why = {}};
+    Recommendation r{.recipe = c->recipe, .forgets = c->forgets, .figures = c->figures, .speedup = {}, .speedup_decode_only = {}, .quality = quality_of(request, c->recipe), .deployable = engines_of(c->recipe), .why = {}};
     if (report.plain && report.plain->requests_per_s > 0) {
       r.speedup = c->figures.requests_per_s / report.plain->requests_per_s;
       if (decode_rate(*report.plain) > 0) r.speedup_decode_only = decode_rate(c->figures) / decode_rate(*report.plain);
@@ -191,11 +236,9 @@ RecommendReport recommend(const RecommendRequest& given) {
     ranked.push_back(std::move(r));
   }
   std::stable_sort(ranked.begin(), ranked.end(), [](const Recommendation& a, const Recommendation& b) { return a.figures.requests_per_s > b.figures.requests_per_s; });
-  std::set<std::string> recommended;
-  for (std::size_t i = 0; i < ranked.size(); ++i) {
-    ranked[i].rank = static_cast<int>(i) + 1;
-    ranked[i].best_of_method = recommended.insert(ranked[i].recipe.main().slug).second;
-  }
+  for (std::size_t i = 0; i < ranked.size(); ++i) ranked[i].rank = static_cast<int>(i) + 1;
+  const std::set<std::string> recommended = mark_speakers(ranked, request.candidates);
+  advise(ranked, report);
   collect_exclusions(excluded, recommended, report);
   std::vector<const Recommendation*> first;
   for (const Recommendation& r : ranked)

@@ -41,7 +41,9 @@ struct RecommendRequest {
 struct Recommendation {
   int rank = 0;                               // by requests/s among all that are recommended
   Recipe recipe = Recipe::parse("full");
-  bool best_of_method = false;                // the first of its main method
+  bool best_of_method = false;                // speaks for its main method: the fastest with accepted quality evidence; without evidence
+                                              // the first in the order of the candidates, so a method's defaults: speed alone picks the most lossy
+  bool forgets = false;                       // its cache has a fixed size: tokens past it are gone, whatever the prompt
   sim::WorkloadFigures figures;
   std::optional<double> speedup;              // requests/s over those of `full`, prefill included
   std::optional<double> speedup_decode_only;  // decoded tokens/s over those of `full`, prefill excluded
@@ -65,6 +67,8 @@ struct RecommendReport {
   std::vector<Recommendation> research;
   std::vector<Exclusion> excluded;
   std::vector<UncertainPair> uncertain;
+  std::optional<Recommendation> advised;      // what to run: see advised_why
+  std::string advised_why;                    // one sentence: how it was chosen
   std::string binds;                          // one sentence: what binds the workload under `full`
   std::optional<sim::WorkloadFigures> plain;  // `full`, when it can serve the workload
   std::string plain_why_not;

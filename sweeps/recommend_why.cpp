@@ -30,14 +30,14 @@ double prefill_share(const sim::WorkloadFigures& f, const sim::Workload& w) {
   return f.prefill_s + decode > 0 ? f.prefill_s / (f.prefill_s + decode) : 0;
 }
 
-std::string binding_sentence(const sim::WorkloadFigures& f, const sim::Workload& w) {
+std::string binding_sentence(const sim::WorkloadFigures& f, const sim::Workload& w, bool plain) {
   const double prefill = prefill_share(f, w);
-  const std::string running = cat(f.concurrency, f.concurrency == 1 ? " request" : " requests");
+  const bool one = f.concurrency == 1;
   if (prefill >= 0.5)
-    return cat("prefill binds: it is ", share(prefill), " of a request's GPU time, so no change of decoding alone gains more than ", times(1 / prefill));
+    return cat("prefill binds: it is ", share(prefill), " of a request's GPU time, so no ", plain ? "" : "further ", "change of decoding alone gains more than ", times(1 / prefill));
   if (f.bound == sim::Bound::memory_capacity)
-    return cat("memory capacity binds: ", running, " fit, ", share(1 - prefill), " of a request's GPU time is decoding");
-  return cat("decoding binds (", share(1 - prefill), " of a request's GPU time): a step of ", running, " takes ", ms(f.step_s), ", limited by ", what_binds(f.bound));
+    return cat("memory capacity binds: ", f.concurrency, one ? " request fits, " : " requests fit, ", share(1 - prefill), " of a request's GPU time is decoding");
+  return cat("decoding binds (", share(1 - prefill), " of a request's GPU time): a step of ", f.concurrency, one ? " request" : " requests", " takes ", ms(f.step_s), ", limited by ", what_binds(f.bound));
 }
 
 std::string gain_sentence(const Recommendation& r, const std::optional<sim::WorkloadFigures>& plain, const sim::Workload& w) {
@@ -54,7 +54,8 @@ std::string gain_sentence(const Recommendation& r, const std::optional<sim::Work
     if (f.prefill_s < plain->prefill_s * 0.99) how += cat(how.empty() ? "" : ", ", "a prefill of ", ms(f.prefill_s), " instead of ", ms(plain->prefill_s));
     text = how.empty() ? "no slower than the plain cache" : how;
   }
-  text += cat("; ", binding_sentence(f, w));
+  text += cat("; ", binding_sentence(f, w, r.recipe.canonical() == "full"));
+  if (r.forgets) text += fmt::format("; keeps a cache of fixed size ({:.1f} % of the plain one) and forgets the rest", 100 / f.size_factor);
   if (!r.quality.value) text += "; quality unknown";
   std::string needs;
   for (const Rule& rule : r.recipe.rules())
@@ -73,7 +74,7 @@ std::string no_gain_sentence(double speedup, const sim::WorkloadFigures& f, cons
   if (f.step_s >= plain.step_s && f.concurrency <= plain.concurrency)
     return cat(speedup < 1 ? "slower than" : "no faster than", " the plain cache (", times(speedup), "): a step takes ", ms(f.step_s), " against ", ms(plain.step_s),
                ", limited by ", what_binds(f.bound));
-  return cat("no gain (", times(speedup), "): ", binding_sentence(f, w));
+  return cat("no gain (", times(speedup), "): ", binding_sentence(f, w, false));
 }
 
 }  // namespace kvatlas::sweep

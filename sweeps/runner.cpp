@@ -80,9 +80,10 @@ class Meter {
  public:
   Meter(const SweepOptions& options, std::size_t configurations) : options_(options) { now_.configurations = static_cast<std::int64_t>(configurations); }
 
-  void begin(std::int64_t done, std::int64_t skipped) {
-    now_.configurations_done = done_before_ = done;
-    now_.skipped = skipped;
+  void begin(const Store::Run& run) {
+    now_.configurations_done = done_before_ = std::count(run.done.begin(), run.done.end(), char{1});
+    now_.skipped = run.done_points;
+    now_.infeasible = run.done_infeasible;
   }
   void add(const Block& block) {
     now_.stored += static_cast<std::int64_t>(block.points.size() + block.workloads.size());
@@ -147,7 +148,7 @@ SweepReport run_sweep(const Spec& spec, const std::filesystem::path& path, const
   Meter meter(options, work.configurations.size());
   Store store(path);
   const Store::Run run = store.begin(spec, work, options.shard);
-  meter.begin(std::count(run.done.begin(), run.done.end(), char{1}), run.done_points);
+  meter.begin(run);
 
   Crew crew(spec, work, &run, options);
   // Blocks of small configurations are a few hundred points: the queue holds about a transaction's worth.

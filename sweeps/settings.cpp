@@ -17,12 +17,18 @@ constexpr CommonSetting kCommon[] = {
     {"value_bits", "2|3|4|8", "code widths of values where a method sets them apart"},
     {"group_size", "32|64|128", "the finest and the coarsest grouping in common use"},
     {"residual_window", "32|128|256", "newest tokens kept plain"},
-    {"budget", "512..8192x2", "kept tokens a head, from what papers push to what serving tolerates"},
-    {"recent_window", "512|1020|2044|4092", "newest tokens kept; with 4 sinks whole powers of two"},
-    {"keep_fraction", "0.125|0.25|0.5", "kept share of the context"},
-    {"rank", "64..512x2", "dimensions of a low-rank store"},
     {"format", "e4m3|e5m2", "the two 8-bit floats"},
+    {"budget", "512..8192x2", "kept or attended tokens a head, from what papers push to what serving tolerates"},
+    {"heavy_hitters", "128..2048x4", "tokens kept for their attention mass"},
+    {"heavy", "512..8192x2", "tokens attended in a decode step"},
+    {"capacity", "2048..16384x2", "slots of a cache of fixed size"},
+    {"recent_window", "508|1020|2044|4092", "newest tokens kept; with 4 sinks whole powers of two"},
+    {"keep_fraction", "0.125|0.25|0.5", "kept share of the context"},
+    {"ratio", "0.25|0.5|0.75", "kept share where a method calls it a ratio"},
+    {"rank", "64..512x2", "dimensions of a low-rank store"},
     {"page", "16|32|64", "tokens of a page that is scored as one"},
+    {"threshold", "0.8|0.9|0.95", "share of the attention mass that chosen blocks reach"},
+    {"stride", "8|16", "sampling of a block's antidiagonals"},
 };
 
 constexpr ComposedSetting kComposed[] = {

@@ -141,12 +141,13 @@ Store::Run Store::begin(const Spec& spec, const WorkList& work, const Shard& sha
   }
   run.done.assign(work.configurations.size(), 0);
   {
-    Statement s(db_, "SELECT configuration, points FROM progress WHERE run = ?");
+    Statement s(db_, "SELECT configuration, points, infeasible FROM progress WHERE run = ?");
     s.bind(1, run.id);
     while (s.step())
       if (const auto at = place.find(s.integer(0)); at != place.end()) {
         run.done[at->second] = 1;
         run.done_points += s.integer(1);
+        run.done_infeasible += s.integer(2);
       }
   }
   t.commit();

@@ -68,7 +68,7 @@ class Store {
     std::vector<std::int64_t> configuration_ids;  // by place in the work list
     std::vector<std::int64_t> workload_ids;       // by place in the spec
     std::vector<char> done;                       // configurations that an earlier part of this run completed
-    std::int64_t done_points = 0;
+    std::int64_t done_points = 0, done_infeasible = 0;
     KeySet present;                               // keys of every point in the file
     std::map<std::int64_t, Sample> samples;       // one stored point of each configuration, by its id
   };

@@ -32,10 +32,10 @@ int run_claims(const Arguments& args, const Streams& io) {
   Table table({{"method"}, {"metric"}, {"published"}, {"setup"}});
   for (const Claim& c : all_claims()) {
     if (!only.empty() && c.method != only) continue;
-    rows.push_back({{"method", c.method}, {"metric", c.metric}, {"published", c.published}, {"ours", nullptr}, {"ours_if", nullptr},
+    rows.push_back({{"method", c.method}, {"metric", c.metric}, {"published", published_value(c)}, {"unit", text_or_null(c.unit.c_str())}, {"ours", nullptr}, {"ours_if", nullptr},
                     {"change", nullptr}, {"ratio", nullptr}, {"provenance", "published"}, {"verdict", "undetermined"}, {"why", kWhy},
-                    {"setup", c.setup}, {"source", c.source}});
-    table.add({c.method, c.metric, c.published, cat(c.setup, " [", c.source, "]")});
+                    {"setup", c.conditions()}, {"source", c.source}});
+    table.add({c.method, c.metric, cat(c.published, c.unit == "x" ? "" : " ", c.unit), cat(c.conditions(), " [", c.source, "]")});
   }
   if (parsed->json()) {
     print(io, rows);

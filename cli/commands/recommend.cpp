@@ -68,7 +68,7 @@ void add_rows(Table& table, const std::vector<const sweep::Recommendation*>& row
     table.add({cat(r->rank), spell_number(r->figures.requests_per_s),
                cat(spell_number(r->figures.low_requests_per_s), " - ", spell_number(r->figures.high_requests_per_s)), spell_gain(r->speedup),
                spell_gain(r->speedup_decode_only), spell_gain(r->figures.size_factor), spell_bytes(r->figures.peak_bytes),
-               spell_quality(r->quality), sim::name_of(r->figures.bound), r->recipe.canonical()});
+               spell_quality(r->quality), r->recipe.canonical()});
 }
 
 /// One line of at most the line's width; the JSON has the whole sentence.
@@ -87,8 +87,9 @@ void print_text(const Streams& io, const Parsed& p, const sweep::RecommendReques
   say("question", cat("What should ", d.model->name, " run on ", d.tp * d.pp * d.dp > 1 ? cat(d.tp * d.pp * d.dp, " x ") : "one ", d.gpu.name, " for ",
                       spell(request.workload), "? (weights ", sim::name_of(d.weights), ")"), 2);
   const auto top = static_cast<std::size_t>(p.integer("top"));
-  const auto in_engines = shown(report.deployable, p.has("all"), top), research = shown(report.research, p.has("all"), top);
-  const sweep::Recommendation* first = !in_engines.empty() ? in_engines[0] : !research.empty() ? research[0] : nullptr;
+  const bool short_form = top <= 5;
+  const auto in_engines = shown(report.deployable, p.has("all"), top), research = shown(report.research, p.has("all"), short_form ? std::min<std::size_t>(top, 3) : top);
+  const sweep::Recommendation* first = report.advised ? &*report.advised : !research.empty() ? research[0] : nullptr;
   if (first == nullptr) {
     say("answer", cat("Nothing serves this workload. ", report.binds), 3);
   } else {
@@ -99,19 +100,16 @@ void print_text(const Streams& io, const Parsed& p, const sweep::RecommendReques
                       "; TTFT ", spell_number(1e3 * first->figures.ttft_s), " ms, TPOT ", spell_number(1e3 * first->figures.tpot_s), " ms, ",
                       first->figures.concurrency, " in flight, cache ", spell_bytes(first->figures.cache_bytes), "; workload ", spell_gain(first->speedup),
                       ", decode only ", spell_gain(first->speedup_decode_only)), 3);
-    say("why", first->why, 2);
+    say("why", cat(report.advised ? report.advised_why : "no method that an engine offers serves it", "; ", first->why), 3);
   }
   if (!report.binds.empty() && first != nullptr) say("plain", report.binds, 2);
   if (first != nullptr) {
     std::ostringstream rows;
     Table table({{"#", Align::right}, {"req/s", Align::right}, {"80% interval", Align::right}, {"workload", Align::right}, {"decode only", Align::right},
-                 {"size", Align::right}, {"peak", Align::right}, {"quality"}, {"bound by"}, {"in engines today"}});
+                 {"size", Align::right}, {"peak", Align::right}, {"quality"}, {in_engines.empty() ? "research, in no engine today" : "in engines today"}});
     add_rows(table, in_engines);
-    if (!research.empty()) {
-      table.add({"", "", "", "", "", "", "", "", "", "RESEARCH, in no engine:"});
-      const bool fits = p.integer("top") > 5;
-      add_rows(table, {research.begin(), research.begin() + static_cast<std::ptrdiff_t>(fits ? research.size() : std::min<std::size_t>(3, research.size()))});
-    }
+    if (!in_engines.empty() && !research.empty()) table.heading("research, in no engine today:");
+    add_rows(table, research);
     table.print(rows);
     std::istringstream text(rows.str());
     for (std::string line; std::getline(text, line);) lines.push_back(line);
@@ -124,10 +122,12 @@ void print_text(const Streams& io, const Parsed& p, const sweep::RecommendReques
   if (first != nullptr)
     warnings.push_back(cat("warning: intervals are provisional (", sim::name_of(first->figures.evidence), ")",
                            report.uncertain.empty() ? "" : cat("; ", report.uncertain.size(), " pairs among the first overlap: their order is not settled")));
-  const bool short_form = p.integer("top") <= 5;
   const std::size_t room = short_form && lines.size() + warnings.size() < kLines ? kLines - lines.size() - warnings.size() : report.excluded.size();
-  std::size_t left = report.excluded.size();
-  for (const sweep::Exclusion& e : report.excluded) {
+  // Whole methods before single settings of methods that are recommended at others.
+  std::vector<sweep::Exclusion> excluded = report.excluded;
+  std::stable_partition(excluded.begin(), excluded.end(), [](const sweep::Exclusion& e) { return e.method.find(':') == std::string::npos; });
+  std::size_t left = excluded.size();
+  for (const sweep::Exclusion& e : excluded) {
     // The last free line counts what is not shown.
     if (report.excluded.size() - left + 1 == room && left > 1) break;
     lines.push_back(clip(cat("not advised: ", e.method, ": ", e.why)));

@@ -29,7 +29,7 @@ const Usage& usage() {
 
 std::string spell_best(const std::optional<sweep::BestPoint>& p, bool with_recipe) {
   if (!p) return with_recipe ? "-" : "does not fit";
-  return cat(spell_count(p->tokens_per_s), with_recipe ? cat("  ", p->recipe) : "");
+  return cat(spell_count(p->tokens_per_s), with_recipe ? cat(" ", p->recipe) : "");
 }
 
 void print_summary(std::ostream& out, const sweep::StoreSummary& s, const std::string& db) {
@@ -39,9 +39,12 @@ void print_summary(std::ostream& out, const sweep::StoreSummary& s, const std::s
   out << "\ntokens/s of decoding at " << spell_count(static_cast<double>(s.context))
       << " tokens of context, largest batches that fit; prefill excluded, quality not judged\n";
   std::string gpu;
-  Table table({{"gpu"}, {"model"}, {"points", Align::right}, {"plain", Align::right}, {"best in an engine"}, {"best of all"}});
+  Table table({{"model"}, {"plain", Align::right}, {"best in an engine"}, {"best of all"}});
   for (const sweep::PairSummary& p : s.pairs) {
-    table.add({p.gpu == gpu ? "" : p.gpu, p.model, spell_count(static_cast<double>(p.points)), spell_best(p.plain, false), spell_best(p.deployable, true), spell_best(p.best, true)});
+    std::int64_t points = 0;
+    for (const sweep::PairSummary& other : s.pairs) points += other.gpu == p.gpu ? other.points : 0;
+    if (p.gpu != gpu) table.heading(cat(p.gpu, ": ", spell_count(static_cast<double>(points)), " points"));
+    table.add({cat("  ", p.model), spell_best(p.plain, false), spell_best(p.deployable, true), spell_best(p.best, true)});
     gpu = p.gpu;
   }
   table.print(out, 2);

@@ -20,7 +20,7 @@
 namespace kvatlas::methods {
 namespace {
 
-using antidiagonal::Compat;
+using antidiagonal::Rule;
 constexpr std::array<std::string_view, 2> kCompat{"intended", "official"};
 
 struct Params {
@@ -28,7 +28,7 @@ struct Params {
   int block = 128;
   double threshold = 0.9;
   double norm = 1.0;
-  Compat compat = Compat::intended;
+  Rule compat = Rule::intended;
   static constexpr auto fields() {
     return std::tuple{
         field(&Params::stride, "stride", "token", 1, 64, "tokens of a row and column of one antidiagonal sum"),
@@ -114,9 +114,9 @@ std::vector<std::vector<std::uint8_t>> choose(const Params& p, View<const float>
   std::vector<std::vector<std::uint8_t>> rows;
   for (std::size_t i = 0; i < mass.size(); ++i) {
     const std::size_t diagonal = static_cast<std::size_t>(first / p.block) + i;
-    const bool quirk = p.compat == Compat::official && first == 0 &&
+    const bool quirk = p.compat == Rule::official && first == 0 &&
                        static_cast<std::int64_t>(diagonal) * p.block < antidiagonal::official_chunk(k.dim(0));
-    rows.push_back(antidiagonal::choose_blocks(std::span(mass[i]).first(diagonal + 1), threshold, quirk ? Compat::official : Compat::intended));
+    rows.push_back(antidiagonal::choose_blocks(std::span(mass[i]).first(diagonal + 1), threshold, quirk ? Rule::official : Rule::intended));
   }
   return rows;
 }
@@ -272,7 +272,7 @@ std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const Op
   return std::make_unique<Cache>(p, shape, inputs.trained);
 }
 
-constexpr kvatlas::Compat kCompatSettings[] = {
+constexpr Compat kCompatSettings[] = {
     {"compat=official",
      "in the first query chunk block 0 loses its place among the mandatory blocks and the running mass lags one block behind"}};
 

@@ -149,7 +149,7 @@ TEST_CASE("a refused step leaves the cache as it was", "[conformance]") {
         cache->forward(layer, bad.step(), out.view());
         FAIL("NaN was accepted");
       } catch (const InvalidArgument& e) {
-        REQUIRE_THAT(std::string(e.what()), Catch::Matchers::Contains("must be finite"));
+        REQUIRE_THAT(std::string(e.what()), contains_text("must be finite"));
       }
     }
     const Inputs good = inputs_for(s.shape, layer, s.prompt, 1, s.seed);

@@ -32,7 +32,7 @@ TEST_CASE("block masses and masks agree with the released estimation", "[golden]
         if (i < blocks) std::ranges::copy(rows[static_cast<std::size_t>(i)], row.begin());
         masses.insert(masses.end(), row.begin(), row.end());
         // A block of padding has no mass: nothing is required, what is mandatory stays.
-        auto keep = antidiagonal::choose_blocks(std::span(row).first(static_cast<std::size_t>(i + 1)), threshold, antidiagonal::Compat::official);
+        auto keep = antidiagonal::choose_blocks(std::span(row).first(static_cast<std::size_t>(i + 1)), threshold, antidiagonal::Rule::official);
         keep.resize(static_cast<std::size_t>(padded), 0);
         mask.insert(mask.end(), keep.begin(), keep.end());
       }

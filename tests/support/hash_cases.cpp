@@ -1,6 +1,7 @@
 #include "tests/support/hash_cases.hpp"
 
 #include "core/errors.hpp"
+#include "tests/support/beside_cases.hpp"
 #include "tests/support/scenario.hpp"
 
 namespace kvatlas::test {
@@ -27,6 +28,7 @@ std::vector<HashRow> all_hash_rows() {
     rows.push_back(run_cache(s, "defaults"));
     for (std::uint64_t i = 0; i < 12; ++i) rows.push_back(run_cache(draw(*m, 900000 + i), cat("draw", i)));
   }
+  for (HashRow& row : beside_hash_rows()) rows.push_back(std::move(row));
   return rows;
 }
 

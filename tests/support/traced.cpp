@@ -5,6 +5,7 @@
 
 #include "core/arith.hpp"
 #include "reference/compose/recipe.hpp"
+#include "tests/support/scenario.hpp"
 
 namespace kvatlas::test {
 
@@ -33,6 +34,14 @@ Traced::Traced(Array q, Array k) : q_(std::move(q)), k_(std::move(k)), v_({k_.di
   shape_ = uniform_shape(1, static_cast<int>(q_.dims()[0]), static_cast<int>(k_.dims()[0]), static_cast<int>(k_.dims()[2]), Dtype::f32);
   for (std::int64_t h = 0; h < k_.dims()[0]; ++h)
     for (std::int64_t t = 0; t < k_.dims()[1]; ++t) v_.view()(h, t, 0) = static_cast<float>(t);
+}
+
+Traced random_traced(int q_heads, int kv_heads, std::int64_t tokens, int dim, std::uint64_t seed) {
+  Random random(seed);
+  Array q({q_heads, tokens, dim}), k({kv_heads, tokens, dim});
+  for (Array* a : {&q, &k})
+    for (float& f : a->values()) f = random.normal();
+  return Traced(q.view(), k.view());
 }
 
 std::unique_ptr<KvCache> Traced::open(const std::string& setting) const {

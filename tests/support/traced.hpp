@@ -34,6 +34,9 @@ class Traced {
   Array q_, k_, v_;
 };
 
+/// Seeded random queries and keys.
+Traced random_traced(int q_heads, int kv_heads, std::int64_t tokens, int dim, std::uint64_t seed);
+
 /// Tokens that one row owner (kv head, or query head) of layer 0 holds, in slot order.
 std::vector<std::int64_t> tokens_held(const KvCache& cache, int head);
 /// The same of all row owners, one after the other.

@@ -1,12 +1,12 @@
 #include "cli/commands/support/record.hpp"
 
+#include <charconv>
 #include <map>
 #include <ostream>
 #include <set>
 #include <utility>
 
 #include "models/registry.hpp"
-#include "reference/claims.hpp"
 
 namespace kvatlas::cli {
 
@@ -57,6 +57,13 @@ void print(const Streams& io, const Json& document) {
 
 Json text_or_null(const char* text) { return text == nullptr || text[0] == '\0' ? Json(nullptr) : Json(text); }
 
+Json published_value(const Claim& claim) {
+  double value = 0;
+  const char* end = claim.published.data() + claim.published.size();
+  const auto [stop, error] = std::from_chars(claim.published.data(), end, value);
+  return error == std::errc{} && stop == end ? Json(value) : Json(claim.published);
+}
+
 Json param_value(const ParamSpec& spec, double value) {
   switch (spec.type) {
     case ParamType::flag: return value != 0;
@@ -79,7 +86,8 @@ Json method_record(const Method& m) {
   Json claims = Json::array();
   for (const Claim& c : all_claims())
     if (c.method == m.slug)
-      claims.push_back({{"metric", c.metric}, {"value", c.published}, {"setup", c.setup}, {"source", c.source}, {"provenance", "published"}});
+      claims.push_back({{"metric", c.metric}, {"value", published_value(c)}, {"unit", text_or_null(c.unit.c_str())}, {"setup", c.conditions()},
+                        {"source", c.source}, {"provenance", "published"}});
   Json params = Json::array();
   for (const ParamSpec& p : m.params) {
     Json choices = nullptr;

@@ -8,6 +8,7 @@
 #include "cli/commands/command.hpp"
 #include "core/ledger.hpp"
 #include "core/plan.hpp"
+#include "reference/claims.hpp"
 #include "reference/method.hpp"
 
 namespace kvatlas::cli {
@@ -19,6 +20,9 @@ void print(const Streams& io, const Json& document);
 
 /// A text, or null where the record has none.
 Json text_or_null(const char* text);
+
+/// The published figure of a claim: a number, or the text where it is none.
+Json published_value(const Claim& claim);
 
 /// The whole record of a method: paper, claims, parameters, needs, kernels, serving answers, where it can be deployed.
 Json method_record(const Method& method);

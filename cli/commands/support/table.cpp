@@ -40,7 +40,8 @@ void Table::print(std::ostream& out, std::size_t indent) const {
   std::vector<std::size_t> width(n);
   for (std::size_t i = 0; i < n; ++i) {
     width[i] = columns_of(columns_[i].title);
-    for (const auto& row : rows_) width[i] = std::max(width[i], columns_of(row[i]));
+    for (const auto& row : rows_)
+      if (row.size() == n) width[i] = std::max(width[i], columns_of(row[i]));
   }
   std::size_t used = indent;
   for (std::size_t i = 0; i + 1 < n; ++i) used += width[i] + 2;
@@ -64,7 +65,10 @@ void Table::print(std::ostream& out, std::size_t indent) const {
   std::vector<std::string> titles;
   for (const Column& c : columns_) titles.push_back(c.title);
   print_row(titles);
-  for (const auto& row : rows_) print_row(row);
+  for (const auto& row : rows_) {
+    if (row.size() == n) print_row(row);
+    else out << std::string(indent, ' ') << row[0] << "\n";
+  }
 }
 
 std::string spell_bytes(double bytes) {

@@ -17,11 +17,13 @@ struct Column {
   Align align = Align::left;
 };
 
-/// Cells are text; a last left-aligned column is wrapped into what is left of the line.
+/// Cells are text, at least two a row; a last left-aligned column is wrapped into what is left of the line.
 class Table {
  public:
   explicit Table(std::vector<Column> columns) : columns_(std::move(columns)) {}
   void add(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
+  /// A line of its own between rows, as wide as it likes.
+  void heading(std::string text) { rows_.push_back({std::move(text)}); }
   bool empty() const { return rows_.empty(); }
   void print(std::ostream& out, std::size_t indent = 0) const;
 

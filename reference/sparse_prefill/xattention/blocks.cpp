@@ -61,17 +61,17 @@ std::vector<std::vector<float>> block_mass(const Grid& grid, View<const float> q
   return mass;
 }
 
-std::vector<std::uint8_t> choose_blocks(std::span<const float> mass, double threshold, Compat rule) {
+std::vector<std::uint8_t> choose_blocks(std::span<const float> mass, double threshold, Rule rule) {
   const std::size_t diagonal = mass.size() - 1;
   std::vector<std::uint64_t> others;
-  for (std::size_t b = rule == Compat::official ? 0 : 1; b < diagonal; ++b) {
+  for (std::size_t b = rule == Rule::official ? 0 : 1; b < diagonal; ++b) {
     if (num::is_nan(mass[b])) throw InvalidArgument(cat("mass of block ", b, " is NaN, must be a number"));
     others.push_back(num::selection_key(mass[b], static_cast<std::uint32_t>(b)));
   }
   std::ranges::sort(others, std::greater<>());
   const auto at = [&](std::size_t j) { return static_cast<double>(mass[num::index_of_key(others[j])]); };
   double mandatory = static_cast<double>(mass[diagonal]);
-  if (rule == Compat::intended && diagonal > 0) mandatory += static_cast<double>(mass[0]);
+  if (rule == Rule::intended && diagonal > 0) mandatory += static_cast<double>(mass[0]);
   double total = mandatory;
   for (std::size_t j = 0; j < others.size(); ++j) total += at(j);
   const double required = threshold * total;
@@ -80,10 +80,10 @@ std::vector<std::uint8_t> choose_blocks(std::span<const float> mass, double thre
   keep[0] = keep[diagonal] = 1;
   double kept = mandatory;  // official: the sum as it stood one block earlier, nothing before the first
   for (std::size_t j = 0; j < others.size(); ++j) {
-    if (rule == Compat::official && j > 1) kept += at(j - 2);
-    if (!((rule == Compat::official && j == 0 ? 0.0 : kept) < required)) break;
+    if (rule == Rule::official && j > 1) kept += at(j - 2);
+    if (!((rule == Rule::official && j == 0 ? 0.0 : kept) < required)) break;
     keep[num::index_of_key(others[j])] = 1;
-    if (rule == Compat::intended) kept += at(j);
+    if (rule == Rule::intended) kept += at(j);
   }
   return keep;
 }

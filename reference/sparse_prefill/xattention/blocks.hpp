@@ -10,7 +10,7 @@
 namespace kvatlas::antidiagonal {
 
 /// Which rule picks blocks; they differ in the first query chunk of the released code only (see choose_blocks).
-enum class Compat : std::uint8_t { intended, official };
+enum class Rule : std::uint8_t { intended, official };
 
 struct Grid {
   int stride = 16;   // tokens of one reduced row
@@ -35,7 +35,7 @@ std::vector<std::vector<float>> block_mass(const Grid& grid, View<const float> q
 ///             before it is below threshold * total (float64 sums in the order of keeping)
 ///   official  as the released code runs in its first query chunk: only the diagonal counts as mandatory, the sum lags one
 ///             block behind (the first other is kept whenever anything is required), and block 0 is switched on at the end
-std::vector<std::uint8_t> choose_blocks(std::span<const float> mass, double threshold, Compat rule);
+std::vector<std::uint8_t> choose_blocks(std::span<const float> mass, double threshold, Rule rule);
 
 /// Tokens of a query chunk of the released code for a prompt of n tokens.
 std::int64_t official_chunk(std::int64_t n);

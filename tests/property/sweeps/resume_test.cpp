@@ -16,10 +16,26 @@ using namespace kvatlas::sweep::testing;
 
 namespace {
 
-/// Kills sweeps into `path` until `kills` were hit; a sweep that ended first starts the file anew. Returns the kills.
-int kill_at_random(const Spec& spec, const std::filesystem::path& path, int kills, unsigned seed) {
-  std::mt19937 random(seed);
+struct Kills {
   int hit = 0;
+  int part_written = 0;  // kills that left some but not all rows
+};
+
+std::int64_t rows_in(const std::filesystem::path& path) {
+  try {
+    std::optional<Database> db;
+    open_for_reading(db, path);
+    return db->integer("SELECT count(*) FROM predictions");
+  } catch (const kvatlas::IoError&) {  // killed before the tables were there
+    return 0;
+  }
+}
+
+/// Kills sweeps into `path` until `kills` were hit; a sweep that ended first starts the file anew.
+Kills kill_at_random(const Spec& spec, const std::filesystem::path& path, int kills, unsigned seed) {
+  std::mt19937 random(seed);
+  Kills count;
+  int& hit = count.hit;
   for (int attempt = 0; attempt < kills * 20 && hit < kills; ++attempt) {
     const pid_t child = fork();
     if (child == 0) {
@@ -36,12 +52,13 @@ int kill_at_random(const Spec& spec, const std::filesystem::path& path, int kill
     waitpid(child, &status, 0);
     if (WIFSIGNALED(status)) {
       ++hit;
+      if (rows_in(path) > 0) ++count.part_written;
       continue;
     }
     REQUIRE(WEXITSTATUS(status) == 0);
     for (const char* suffix : {"", "-wal"}) std::filesystem::remove(path.string() + suffix);
   }
-  return hit;
+  return count;
 }
 
 }  // namespace
@@ -53,7 +70,9 @@ TEST_CASE("a sweep killed at random moments holds the rows of an undisturbed one
   const std::string whole = dump_of(folder / "whole.sqlite");
   const unsigned seed = 20260;
   CAPTURE(seed);
-  REQUIRE(kill_at_random(spec, folder / "killed.sqlite", 8, seed) == 8);
+  const Kills kills = kill_at_random(spec, folder / "killed.sqlite", 20, seed);
+  REQUIRE(kills.hit == 20);
+  REQUIRE(kills.part_written >= 5);
   const SweepReport rest = run_sweep(spec, folder / "killed.sqlite");
   CAPTURE(rest.stored, rest.skipped);
   REQUIRE(rest.points == 8 * 128 * 24);

@@ -15,7 +15,7 @@ const std::string kWorkload = ", \"workloads\": [{\"prompt\": \"4K\", \"output\"
 Paths shards(const TempFolder& folder, const Spec& spec, int n) {
   Paths out;
   for (int i = 1; i <= n; ++i) {
-    out.push_back(folder / ("shard" + std::to_string(i)));
+    out.push_back(folder / cat("shard", i));
     run_sweep(spec, out.back(), {.shard = {i, n}, .progress = {}});
   }
   return out;

@@ -31,7 +31,7 @@ TEST_CASE("a sweep stores one row for each configuration, context and batch", "[
 TEST_CASE("rows do not depend on the number of workers", "[unit]") {
   const TempFolder folder;
   const Spec spec = parse_spec(small_spec("\"1K..32K+1K\"", "\"to_memory_limit\""), "s");
-  for (const int jobs : {1, 2, 5}) run_sweep(spec, folder / ("j" + std::to_string(jobs)), {.jobs = jobs, .shard = {}, .progress = {}, .commit_points = 100});
+  for (const int jobs : {1, 2, 5}) run_sweep(spec, folder / cat("j", jobs), {.jobs = jobs, .shard = {}, .progress = {}, .commit_points = 100});
   REQUIRE(dump_of(folder / "j1") == dump_of(folder / "j2"));
   REQUIRE(dump_of(folder / "j1") == dump_of(folder / "j5"));
   REQUIRE(evaluate_sweep(spec, {.jobs = 1, .shard = {}, .progress = {}}).checksum == evaluate_sweep(spec, {.jobs = 3, .shard = {}, .progress = {}}).checksum);
@@ -77,6 +77,8 @@ TEST_CASE("a configuration that cannot be is stored with its sentence, not dropp
   REQUIRE(s.step());
   REQUIRE(s.text(0) == "layer 2 matches no rule; end the rules with *:METHOD");
   REQUIRE(s.integer(1) == 0);
+  REQUIRE(run_sweep(spec, folder / "b.sqlite").infeasible == 1);
+  REQUIRE(run_sweep(spec, folder / "b.sqlite").infeasible == 1);
 }
 
 TEST_CASE("a stop ends the run after what is under way, and the next call completes it", "[unit]") {

@@ -1,0 +1,180 @@
+// The keys that the command line's contract promises.
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <span>
+
+#include "core/io/file.hpp"
+#include "reference/method.hpp"
+#include "reference/registry.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/program.hpp"
+#include "tests/support/temp_folder.hpp"
+
+using namespace kvatlas;
+using nlohmann::json;
+using testing::kvatlas_run;
+
+namespace {
+
+void require_keys(const json& object, std::initializer_list<const char*> keys) {
+  for (const char* key : keys) {
+    CAPTURE(key);
+    REQUIRE(object.contains(key));
+  }
+}
+
+json answer(cli::Arguments args) {
+  args.emplace_back("--json");
+  const auto run = kvatlas_run(args);
+  CAPTURE(run.err);
+  REQUIRE(run.code == 0);
+  return run.json();
+}
+
+}  // namespace
+
+TEST_CASE("methods --json has one record a method with every key", "[unit]") {
+  const json list = answer({"methods"});
+  REQUIRE(list.size() == all_methods().size());
+  for (const json& m : list) {
+    CAPTURE(m["slug"].get<std::string>());
+    require_keys(m, {"slug", "name", "family", "paper", "claims", "params", "needs", "kernels", "compat", "serving", "deployable", "data_dependent", "equivalent_to"});
+    require_keys(m["paper"], {"title", "url", "year"});
+    require_keys(m["serving"], {"prefix_cache", "paged_cache", "chunked_prefill", "cuda_graphs", "tensor_parallelism", "speculation", "multi_turn"});
+    for (const json& p : m["params"]) require_keys(p, {"name", "type", "default", "min", "max", "help"});
+    for (const json& d : m["deployable"]) require_keys(d, {"engine", "min_version", "flag", "source", "provenance"});
+    for (const json& c : m["claims"]) require_keys(c, {"metric", "value", "setup", "provenance"});
+  }
+  REQUIRE(answer({"methods", "--family", "baseline"}).size() == 1);
+}
+
+TEST_CASE("show adds ledger, bits per value, size factor and plan, and they agree", "[unit]") {
+  const json s = answer({"show", "full", "--model", "llama-3.1-8b", "--context", "32K"});
+  require_keys(s, {"slug", "paper", "params", "ledger", "bits_per_value", "size_factor", "plan", "provenance"});
+  // 32 layers x 8 kv heads x (128 + 128) channels x 2 bytes x 32,768 tokens = 4 GiB
+  REQUIRE(s["total_bytes"] == 4294967296);
+  REQUIRE(s["bits_per_value"] == 16.0);
+  REQUIRE(s["size_factor"] == 1.0);
+  std::int64_t sum = 0;
+  for (const json& row : s["ledger"]) {
+    require_keys(row, {"component", "bytes", "scope", "provenance"});
+    sum += row["bytes"].get<std::int64_t>();
+  }
+  REQUIRE(sum == 4294967296);
+  REQUIRE(!s["plan"].empty());
+  for (const json& row : s["plan"]) require_keys(row, {"kernel", "reads_bytes", "writes_bytes", "flops", "launches", "provenance"});
+}
+
+TEST_CASE("show of every method answers, or says why the model cannot have it, with nulls", "[unit]") {
+  for (const Method* m : all_methods()) {
+    const json record = answer({"show", m->slug});
+    CAPTURE(record["slug"].get<std::string>());
+    if (record["why_not"].is_null()) {
+      REQUIRE(!record["ledger"].is_null());
+      REQUIRE(!record["plan"].is_null());
+    } else {
+      REQUIRE(record["ledger"].is_null());
+      REQUIRE(record["size_factor"].is_null());
+    }
+  }
+}
+
+TEST_CASE("models and gpus list records whose figures have a source", "[unit]") {
+  const json models = answer({"models", "llama-3.1-8b", "qwen2.5-7b"});
+  REQUIRE(models.size() == 2);
+  REQUIRE(models[0]["slug"] == "llama-3.1-8b");
+  REQUIRE(models[0].dump().find("\"source\"") != std::string::npos);
+  const json gpus = answer({"gpus"});
+  REQUIRE(gpus.size() >= 12);
+  for (const json& g : gpus) {
+    require_keys(g, {"slug", "aliases"});
+    REQUIRE(g.dump().find("\"source\"") != std::string::npos);
+  }
+  REQUIRE(answer({"gpus", "h100-sxm:hbm_bandwidth=6.7TB/s"}).dump().find("what-if") != std::string::npos);
+}
+
+TEST_CASE("simulate answers a workload and the microscope with the same keys", "[unit]") {
+  const cli::Arguments base{"simulate", "--model", "llama-3.1-8b", "--gpu", "h100-sxm", "--method", "full"};
+  cli::Arguments workload = base, microscope = base;
+  workload.insert(workload.end(), {"--prompt", "4K", "--output", "256"});
+  microscope.insert(microscope.end(), {"--context", "4K", "--batch", "4", "--explain"});
+  for (const cli::Arguments& args : {workload, microscope}) {
+    const json s = answer(args);
+    require_keys(s, {"requests_per_s", "tokens_per_s", "step_ms", "ttft_ms", "tpot_ms", "speedup", "speedup_decode_only", "size_factor", "memory", "breakdown",
+                     "bound_by", "interval", "energy_j_per_token", "usd_per_mtok", "provenance"});
+    require_keys(s["memory"], {"weights_bytes", "cache_bytes", "peak_bytes", "total_bytes", "fits", "max_batch", "kv_tokens"});
+    require_keys(s["interval"], {"low_ms", "high_ms", "evidence"});
+    REQUIRE(!s["breakdown"].empty());
+    for (const json& part : s["breakdown"]) require_keys(part, {"part", "ms", "bound_by", "bytes", "flops"});
+    REQUIRE(s["speedup_decode_only"] == 1.0);
+  }
+  const json m = answer(microscope);
+  REQUIRE(m["mode"] == "decode only, prefill excluded");
+  REQUIRE(m["requests_per_s"].is_null());
+  REQUIRE(m["speedup"].is_null());
+  REQUIRE(!m["formulas"].empty());
+  REQUIRE(answer(workload)["speedup"] == 1.0);
+}
+
+TEST_CASE("a workload that cannot be is an answer with nulls and a sentence", "[unit]") {
+  const json s = answer({"simulate", "--model", "llama-3.1-70b", "--gpu", "rtx-4090", "--prompt", "4K", "--output", "256"});
+  REQUIRE(s["feasible"] == false);
+  REQUIRE(s["requests_per_s"].is_null());
+  REQUIRE(s["why_not"].is_string());
+}
+
+TEST_CASE("recommend ranks within the SLO and says what it excludes", "[unit]") {
+  const json r = answer({"recommend", "--model", "llama-3.1-8b", "--gpu", "rtx-4090", "--prompt", "32K", "--output", "512", "--slo", "tpot_ms=50"});
+  require_keys(r, {"recommendations", "excluded", "uncertain", "question"});
+  REQUIRE(!r["recommendations"].empty());
+  for (const json& one : r["recommendations"]) {
+    require_keys(one, {"rank", "method", "params", "requests_per_s", "interval", "speedup", "speedup_decode_only", "size_factor", "quality", "deployable", "why", "bound_by"});
+    require_keys(one["quality"], {"value", "grade", "model"});
+    REQUIRE(one["tpot_ms"].get<double>() <= 50.0);
+  }
+  for (const json& e : r["excluded"]) require_keys(e, {"method", "why"});
+  const auto text = kvatlas_run({"recommend", "--model", "llama-3.1-8b", "--gpu", "rtx-4090", "--prompt", "32K", "--output", "512", "--slo", "tpot_ms=50"});
+  REQUIRE(text.code == 0);
+  REQUIRE(std::count(text.out.begin(), text.out.end(), '\n') <= 24);
+  REQUIRE(text.out.starts_with("question"));
+}
+
+TEST_CASE("sweep, merge, diff and pareto work on one small store", "[unit]") {
+  const testing::TempFolder folder;
+  const std::string text = R"({"models":["llama-3.1-8b"],"gpus":["rtx-4090","h100-sxm"],"methods":["full","streaming_llm"],"contexts":["4K","32K"],"batches":[1,2]})";
+  io::write_file(folder.file("spec.json"), std::as_bytes(std::span(text)));
+  const std::string db = folder.file("a.sqlite");
+  const json s = answer({"sweep", folder.file("spec.json"), "--db", db});
+  require_keys(s, {"points", "stored", "skipped", "infeasible", "seconds", "points_per_s", "db"});
+  REQUIRE(s["points"] == s["stored"]);
+  REQUIRE(s["points"].get<int>() > 8);
+  const json again = answer({"sweep", folder.file("spec.json"), "--db", db});
+  REQUIRE(again["stored"] == 0);
+  REQUIRE(again["skipped"] == s["points"]);
+  const auto summary = kvatlas_run({"sweep", folder.file("spec.json"), "--db", db});
+  REQUIRE(summary.out.find("h100-sxm: ") != std::string::npos);
+  REQUIRE(summary.out.find("prefill excluded") != std::string::npos);
+
+  const json merged = answer({"merge", folder.file("b.sqlite"), db});
+  require_keys(merged, {"rows", "conflicts"});
+  REQUIRE(merged["rows"] == s["points"]);
+  REQUIRE(merged["conflicts"] == 0);
+  REQUIRE(answer({"diff", db, folder.file("b.sqlite")})["changed"].empty());
+
+  const json front = answer({"pareto", "--db", db, "--x", "size_factor", "--y", "tokens_per_s", "--where", "gpu=h100-sxm,context=32K"});
+  REQUIRE(!front.empty());
+  for (const json& p : front) REQUIRE(p["on_front"] == true);
+  const auto typo = kvatlas_run({"pareto", "--db", db, "--x", "size_facto", "--y", "tokens_per_s"});
+  REQUIRE(typo.code == 2);
+  REQUIRE(typo.err.find("did you mean \"size_factor\"?") != std::string::npos);
+}
+
+TEST_CASE("claims are published figures, ours undetermined until they can be judged", "[unit]") {
+  for (const json& c : answer({"claims"})) {
+    require_keys(c, {"method", "metric", "published", "ours", "ours_if", "change", "ratio", "provenance", "verdict", "why", "setup", "source"});
+    REQUIRE(c["ours"].is_null());
+    REQUIRE(c["verdict"] == "undetermined");
+    REQUIRE(c["provenance"] == "published");
+  }
+  REQUIRE(kvatlas_run({"claims", "--method", "nobody"}).code == 2);
+}
