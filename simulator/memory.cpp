@@ -15,9 +15,9 @@ MemoryTerms StepModel::memory(Tokens prompt, Tokens context, int batch, Tokens s
   const Tokens allocated(round_up(context.value, engine_->page.value));
   MemoryTerms m;
   m.weights = matrices_.weight_bytes() * stage_share_;
-  m.cache = static_cast<double>(recipe_.ledger(history(prompt, allocated - prompt, sequences, shared)).total().value) * stage_share_;
+  m.cache = static_cast<double>(recipe_.running_ledger(history(prompt, allocated - prompt, sequences, shared)).total().value) * stage_share_;
   // Prompts are processed one after the other, so one sequence at a time holds its uncompressed rows.
-  const Ledger one = recipe_.ledger(history(prompt, Tokens(0), 1));
+  const Ledger one = recipe_.running_ledger(history(prompt, Tokens(0), 1));
   m.prefill_extra = static_cast<double>((one.peak() - one.total()).value) * stage_share_;
   const double chunk = static_cast<double>(whole_prompt_ ? prompt.value : std::min(prompt.value, d_.chunk.value));
   m.workspace = static_cast<double>(engine_->workspace.value) + chunk * (4.0 * hidden_ + matrices_.widest()) * 2.0 +

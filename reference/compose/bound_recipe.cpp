@@ -117,6 +117,22 @@ Ledger BoundRecipe::ledger(const History& h, const ContentCounts& counts) const 
   return total;
 }
 
+Ledger BoundRecipe::running_ledger(const History& h) const {
+  const bool transport = std::any_of(parts_.begin(), parts_.end(), [](const Part& p) { return p.rule.key.method->transport_only; });
+  if (!transport) return ledger(h);
+  Ledger total;
+  for (const Part& p : parts_) {
+    if (p.rule.key.method->transport_only) {
+      total.add(dense_ledger(p.shape, h));
+    } else {
+      BoundRecipe rest = *this;
+      rest.parts_ = {p};
+      total.add(rest.ledger(h));
+    }
+  }
+  return total;
+}
+
 Plan BoundRecipe::decode_plan(const History& h, const ContentCounts& counts) const {
   Plan total;
   for (const Part& p : parts_) {

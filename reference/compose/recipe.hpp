@@ -83,6 +83,8 @@ class Recipe {
 class BoundRecipe {
  public:
   Ledger ledger(const History& h, const ContentCounts& counts = {}) const;
+  /// What a running sequence holds: the ledger, with dense rows where a method's stored form is for transport only.
+  Ledger running_ledger(const History& h) const;
   Plan decode_plan(const History& h, const ContentCounts& counts = {}) const;
   Plan released_decode_plan(const History& h, const ContentCounts& counts = {}) const;
   Plan prefill_plan(const History& h, const ContentCounts& counts = {}) const;
