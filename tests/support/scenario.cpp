@@ -72,15 +72,21 @@ Scenario draw(const Method& method, std::uint64_t attempt) {
     const int head_dim = random.pick(std::vector<int>{8, 16, 32, 32, 64, 64, 80, 128});
     const int kv_heads = 1 + static_cast<int>(random.below(3));
     const int group = random.pick(std::vector<int>{1, 1, 2, 4});
-    RopeSpec rope{.base = random.below(2) == 0 ? 10000.0 : 500000.0, .rotary_dim = random.below(5) == 0 ? 0 : head_dim,
-                  .layout = random.below(4) == 0 ? RopeLayout::interleaved : RopeLayout::half_split};
-    s.shape = uniform_shape(1 + static_cast<int>(random.below(3)), kv_heads * group, kv_heads, head_dim,
-                            random.pick(std::vector<Dtype>{Dtype::bf16, Dtype::bf16, Dtype::f16, Dtype::f32}), rope);
+    RopeSpec rope;
+    rope.base = random.below(2) == 0 ? 10000.0 : 500000.0;
+    rope.rotary_dim = random.below(5) == 0 ? 0 : head_dim;
+    rope.layout = random.below(4) == 0 ? RopeLayout::interleaved : RopeLayout::half_split;
+    // Drawn one by one: compilers evaluate arguments in different orders.
+    const int layers = 1 + static_cast<int>(random.below(3));
+    const Dtype dtype = random.pick(std::vector<Dtype>{Dtype::bf16, Dtype::bf16, Dtype::f16, Dtype::f32});
+    s.shape = uniform_shape(layers, kv_heads * group, kv_heads, head_dim, dtype, rope);
     for (const ParamSpec& p : method.params) s.row.push_back(draw_value(p, random));
     if (why_not(method, s.row, s.shape)) continue;
-    s.prompt = random.below(8) == 0 ? 1 : 1 + random.below(random.below(10) == 0 ? 200 : 60);
+    const std::int64_t longest = random.below(10) == 0 ? 200 : 60;
+    s.prompt = random.below(8) == 0 ? 1 : 1 + random.below(longest);
     s.chunk = random.below(2) == 0 ? s.prompt : 1 + random.below(s.prompt);
-    s.decode = random.below(random.below(6) == 0 ? 40 : 9);
+    const std::int64_t steps = random.below(6) == 0 ? 40 : 9;
+    s.decode = random.below(steps);
     return s;
   }
   throw std::logic_error(cat("no legal situation found for ", method.slug));
