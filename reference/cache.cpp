@@ -6,7 +6,9 @@
 
 namespace kvatlas {
 
-void KvCache::crop(Tokens) { throw Unsupported("crop: this method cannot take tokens back"); }
+void KvCache::crop(Tokens length) { check_crop(length); }
+
+void KvCache::check_crop(Tokens) const { throw Unsupported("crop: this method cannot take tokens back"); }
 
 Ledger count_ledger(std::span<const NamedBuffer> buffers) {
   Ledger ledger;

@@ -76,6 +76,9 @@ class KvCache {
 
   /// Tokens held for one kv head of one layer.
   virtual Tokens kept(int layer, int kv_head) const = 0;
+
+  /// throws what crop(length) would throw; changes nothing. Who crops several caches asks all before the first one crops.
+  virtual void check_crop(Tokens length) const;
 };
 
 /// The ledger as counted from live buffers.

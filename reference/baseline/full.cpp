@@ -32,7 +32,7 @@ std::unique_ptr<SideStore> open_side(const Params&, const LayerClass& c, int, Si
 
 std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const OpenInputs&) {
   return std::make_unique<SideCache>(
-      shape, [&](const LayerClass& c, int layer, Side side) { return open_side(p, c, layer, side, shape.dtype); });
+      shape, [p, dtype = shape.dtype](const LayerClass& c, int layer, Side side) { return open_side(p, c, layer, side, dtype); });
 }
 
 SideLayout side_layout(const Params&, const LayerClass&, Side, Dtype dtype, Tokens) {

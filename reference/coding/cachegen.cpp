@@ -168,8 +168,13 @@ class Cache final : public KvCache {
     });
   }
 
-  void crop(Tokens length) override {
+  void check_crop(Tokens length) const override {
+    if (length.value < 0) throw InvalidArgument(cat("length is ", length.value, ", must be >= 0"));
     if (length.value < prompt_) throw Unsupported(cat("cachegen: crop to ", length.value, " tokens would cut into the coded prompt (", prompt_, ")"));
+  }
+
+  void crop(Tokens length) override {
+    check_crop(length);
     for (const Layer& l : layers_)
       for (SideStore* rows : {l.keys.rows.get(), l.values.rows.get()}) rows->crop(Tokens(length.value - prompt_));
   }

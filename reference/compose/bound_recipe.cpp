@@ -1,5 +1,6 @@
 // What a bound recipe answers: sums over its parts, each part asking its methods; sides apart are put together here.
 #include <algorithm>
+#include <functional>
 #include <map>
 
 #include "core/errors.hpp"
@@ -43,16 +44,23 @@ std::unique_ptr<SideStore> open_side_of(const Rule& r, const LayerClass& c, int 
 /// Caches of several parts behind one door: every layer goes to the cache of its part.
 class LayeredCache final : public KvCache {
  public:
-  void add(std::unique_ptr<KvCache> cache, const CacheShape& shape) {
+  using Open = std::function<std::unique_ptr<KvCache>()>;
+  /// `open` is kept: load() fills fresh caches before it replaces these.
+  void add(Open open, const CacheShape& shape) {
     for (const LayerClass& c : shape.classes)
       for (const int l : c.layers) of_layer_[l] = caches_.size();
-    caches_.push_back(std::move(cache));
+    caches_.push_back(open());
+    opens_.push_back(std::move(open));
   }
   void forward(int layer, const StepInput& step, View<float> out) override { at(layer).forward(layer, step, out); }
   void end_prefill() override {
     for (const auto& c : caches_) c->end_prefill();
   }
+  void check_crop(Tokens length) const override {
+    for (const auto& c : caches_) c->check_crop(length);
+  }
   void crop(Tokens length) override {
+    check_crop(length);
     for (const auto& c : caches_) c->crop(length);
   }
   std::vector<NamedBuffer> buffers() const override {
@@ -64,7 +72,10 @@ class LayeredCache final : public KvCache {
     return all;
   }
   void load(std::span<const NamedBuffer> saved) override {
-    for (const auto& c : caches_) c->load(saved);
+    std::vector<std::unique_ptr<KvCache>> loaded;
+    for (const Open& open : opens_) loaded.push_back(open());
+    for (const auto& c : loaded) c->load(saved);
+    caches_ = std::move(loaded);
   }
   ContentCounts content_counts() const override {
     ContentCounts all;
@@ -81,6 +92,7 @@ class LayeredCache final : public KvCache {
     return *caches_[found->second];
   }
   std::vector<std::unique_ptr<KvCache>> caches_;
+  std::vector<Open> opens_;  // one a cache
   std::map<int, std::size_t> of_layer_;
 };
 
@@ -174,20 +186,23 @@ Plan BoundRecipe::prefill_plan(const History& h, const ContentCounts& counts) co
 }
 
 std::unique_ptr<KvCache> BoundRecipe::open(const OpenInputs& inputs) const {
-  const auto open_part = [&](const Part& p) -> std::unique_ptr<KvCache> {
+  const auto open_part = [sinks = sinks_, recent = recent_](const Part& p, const OpenInputs& with) -> std::unique_ptr<KvCache> {
     const Rule& r = p.rule;
-    if (!r.apart() && sinks_.value + recent_.value == 0) {
+    if (!r.apart() && sinks.value + recent.value == 0) {
       if (r.key.method->open == nullptr) throw Unsupported(cat(r.key.method->slug, " offers no cache of one sequence"));
-      return r.key.method->open(r.key.row, p.shape, inputs);
+      return r.key.method->open(r.key.row, p.shape, with);
     }
-    return std::make_unique<SideCache>(p.shape, [&](const LayerClass& c, int layer, Side side) {
-      return open_side_of(r, c, layer, side, p.shape.dtype, sinks_, recent_);
+    return std::make_unique<SideCache>(p.shape, [r, dtype = p.shape.dtype, sinks, recent](const LayerClass& c, int layer, Side side) {
+      return open_side_of(r, c, layer, side, dtype, sinks, recent);
     });
   };
-  if (parts_.size() == 1) return open_part(parts_[0]);
+  if (parts_.size() == 1) return open_part(parts_[0], inputs);
+  // Parts are opened again when a saved cache is loaded, so what they are opened with lives as long as the cache.
+  const auto trained = inputs.trained != nullptr ? std::make_shared<const TensorMap>(*inputs.trained) : nullptr;
   auto layered = std::make_unique<LayeredCache>();
   for (const Part& p : parts_)
-    if (!p.plain_states) layered->add(open_part(p), p.shape);
+    if (!p.plain_states)
+      layered->add([open_part, p, trained, seed = inputs.seed] { return open_part(p, {.trained = trained.get(), .seed = seed}); }, p.shape);
   return layered;
 }
 

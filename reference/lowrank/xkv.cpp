@@ -177,8 +177,13 @@ class Cache final : public KvCache {
     prompt_ = prompt;
   }
 
-  void crop(Tokens length) override {
+  void check_crop(Tokens length) const override {
+    if (length.value < 0) throw InvalidArgument(cat("length is ", length.value, ", must be >= 0"));
     if (length.value < prompt_) throw Unsupported(cat("xkv: crop to ", length.value, " tokens would cut into the factorised prompt (", prompt_, ")"));
+  }
+
+  void crop(Tokens length) override {
+    check_crop(length);
     for (const Group& g : groups_)
       for (const Layer& l : g.layers)
         for (const Side side : {Side::key, Side::value}) l.of(side).crop(Tokens(length.value - prompt_));

@@ -8,24 +8,29 @@
 
 namespace kvatlas {
 
-SideCache::SideCache(CacheShape shape, const SideFactory& make) : shape_(std::move(shape)), rotary_(shape_) {
+SideCache::SideCache(CacheShape shape, SideFactory make)
+    : shape_(std::move(shape)), make_(std::move(make)), rotary_(shape_), layers_(make_layers()) {}
+
+std::vector<SideCache::Layer> SideCache::make_layers() const {
+  std::vector<Layer> layers;
   for (const LayerClass& c : shape_.classes)
     for (const int l : c.layers) {
       if (c.kind != RowKind::kv && c.kind != RowKind::latent) continue;
-      layers_.push_back({.index = l, .c = &c, .keys = make(c, l, Side::key),
-                         .values = c.kind == RowKind::latent ? nullptr : make(c, l, Side::value)});
+      layers.push_back({.index = l, .c = &c, .keys = make_(c, l, Side::key),
+                        .values = c.kind == RowKind::latent ? nullptr : make_(c, l, Side::value)});
     }
+  return layers;
 }
 
-const SideCache::Layer& SideCache::at(int layer) const {
-  for (const Layer& l : layers_)
+SideCache::Layer& SideCache::at(int layer) {
+  for (Layer& l : layers_)
     if (l.index == layer) return l;
   throw InvalidArgument(cat("layer is ", layer, ", must be a layer that caches rows"));
 }
 
 void SideCache::forward(int layer, const StepInput& step, View<float> out) {
   const PreparedStep p = prepare_step(shape_, rotary_, layer, step, out);
-  const Layer& l = at(layer);
+  Layer& l = at(layer);
   const LayerClass& c = *l.c;
   l.keys->append(p.k.view());
   if (l.values) l.values->append(p.v.view());
@@ -50,6 +55,7 @@ void SideCache::forward(int layer, const StepInput& step, View<float> out) {
       s->settle(prompt_done_);
       if (c.window.value > 0 && s->size() > c.window) s->drop_front(s->size() - c.window);
     }
+  l.seen = l.seen.value_or(std::max(step.positions(0), c.window.value)) + p.n;
 }
 
 void SideCache::end_prefill() {
@@ -59,17 +65,26 @@ void SideCache::end_prefill() {
       if (s != nullptr) s->settle(true);
 }
 
-void SideCache::crop(Tokens length) {
+void SideCache::check_crop(Tokens length) const {
   if (length.value < 0) throw InvalidArgument(cat("length is ", length.value, ", must be >= 0"));
-  for (const Layer& l : layers_)
-    if (l.c->window.value > 0 && l.keys->size() > length)
-      throw Unsupported("crop: a sliding-window layer has dropped the tokens that would come back");
-  for (const Layer& l : layers_)  // all may refuse before any changes
+  for (const Layer& l : layers_) {
+    if (!l.seen)
+      throw Unsupported(cat("crop: layer ", l.index, " was loaded with a full window and learns the length of its text from the next step"));
+    if (length.value < *l.seen && l.keys->size().value < *l.seen)
+      throw Unsupported(cat("crop to ", length.value, " of ", *l.seen, " tokens: the sliding window of layer ", l.index,
+                            " has dropped the tokens that would come back"));
     for (const SideStore* s : {l.keys.get(), l.values.get()})
       if (s != nullptr && s->size() > length) s->check_crop(length);
-  for (const Layer& l : layers_)
+  }
+}
+
+void SideCache::crop(Tokens length) {
+  check_crop(length);  // all may refuse before any changes
+  for (Layer& l : layers_) {
     for (SideStore* s : {l.keys.get(), l.values.get()})
       if (s != nullptr && s->size() > length) s->crop(length);
+    l.seen = std::min(*l.seen, length.value);
+  }
 }
 
 std::vector<NamedBuffer> SideCache::buffers() const {
@@ -82,10 +97,19 @@ std::vector<NamedBuffer> SideCache::buffers() const {
 }
 
 void SideCache::load(std::span<const NamedBuffer> saved) {
-  for (const Layer& l : layers_) {
+  std::vector<Layer> loaded = make_layers();
+  for (Layer& l : loaded) {
     l.keys->load(cat("layer", l.index, "/k_"), saved);
     if (l.values) l.values->load(cat("layer", l.index, "/v_"), saved);
+    const Tokens rows = l.keys->size(), window = l.c->window;
+    if (l.values && l.values->size() != rows)
+      throw InvalidArgument(cat("layer ", l.index, " has ", rows.value, " keys and ", l.values->size().value, " values, must be as many"));
+    if (window.value > 0 && rows > window)
+      throw InvalidArgument(cat("layer ", l.index, " has ", rows.value, " rows, must have at most its window (", window.value, ")"));
+    l.seen = rows.value;
+    if (window.value > 0 && rows == window) l.seen.reset();  // how many it has dropped is not saved
   }
+  layers_ = std::move(loaded);
   prompt_done_ = true;
 }
 

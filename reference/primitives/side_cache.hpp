@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,10 +20,12 @@ using SideFactory = std::function<std::unique_ptr<SideStore>(const LayerClass& c
 /// coding only in settle(), after the step's attention.
 class SideCache final : public KvCache {
  public:
-  SideCache(CacheShape shape, const SideFactory& make);
+  /// `make` is kept: load() makes fresh stores with it.
+  SideCache(CacheShape shape, SideFactory make);
 
   void forward(int layer, const StepInput& step, View<float> out) override;
   void end_prefill() override;
+  void check_crop(Tokens length) const override;
   void crop(Tokens length) override;
   std::vector<NamedBuffer> buffers() const override;
   void load(std::span<const NamedBuffer> saved) override;
@@ -33,10 +36,14 @@ class SideCache final : public KvCache {
     int index = 0;
     const LayerClass* c = nullptr;
     std::unique_ptr<SideStore> keys, values;  // values: none for latent rows
+    std::optional<std::int64_t> seen = 0;     // tokens that have come; with a full window unknown after load() until the next step
   };
-  const Layer& at(int layer) const;
+  std::vector<Layer> make_layers() const;
+  Layer& at(int layer);
+  const Layer& at(int layer) const { return const_cast<SideCache*>(this)->at(layer); }
 
   CacheShape shape_;
+  SideFactory make_;
   Rotary rotary_;
   std::vector<Layer> layers_;
   bool prompt_done_ = false;

@@ -83,13 +83,17 @@ void TokenCache::end_prefill() {
   prompt_done_ = true;
 }
 
-void TokenCache::crop(Tokens length) {
+void TokenCache::check_crop(Tokens length) const {
   if (length.value < 0) throw InvalidArgument(cat("length is ", length.value, ", must be >= 0"));
   for (const Layer& l : layers_) {
     if (!l.seen) throw Unsupported("crop: a loaded cache learns the length of its text from the next step");
     if (*l.seen - length.value > std::max<std::int64_t>(0, restorable(l)))
       throw Unsupported(cat("crop to ", length.value, " of ", *l.seen, " tokens: the method has dropped or changed what would come back"));
   }
+}
+
+void TokenCache::crop(Tokens length) {
+  check_crop(length);
   for (Layer& l : layers_) {
     const std::int64_t removed = *l.seen - length.value;
     if (removed <= 0) continue;

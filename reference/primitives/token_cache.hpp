@@ -31,6 +31,7 @@ class TokenCache : public KvCache {
  public:
   void forward(int layer, const StepInput& step, View<float> out) final;
   void end_prefill() final;
+  void check_crop(Tokens length) const final;
   void crop(Tokens length) final;
   std::vector<NamedBuffer> buffers() const final;
   /// Resumes after the prompt, unless prompt_open() can tell from the buffers that the prompt still runs.

@@ -140,7 +140,7 @@ std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, 
 
 std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const OpenInputs&) {
   return std::make_unique<SideCache>(
-      shape, [&](const LayerClass& c, int layer, Side side) { return open_side(p, c, layer, side, shape.dtype); });
+      shape, [p, dtype = shape.dtype](const LayerClass& c, int layer, Side side) { return open_side(p, c, layer, side, dtype); });
 }
 
 constexpr Compat kCompat[] = {{"rounding=truncate", "the released store casts to int8, which truncates: twice the error and a bias toward zero"}};

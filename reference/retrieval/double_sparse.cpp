@@ -184,11 +184,15 @@ class Cache final : public KvCache {
     }
   }
 
-  void crop(Tokens length) override {
+  void check_crop(Tokens length) const override {
     if (length.value < 0) throw InvalidArgument(cat("length is ", length.value, ", must be >= 0"));
     for (const Layer& l : layers_)
       if (l.keys->size() > length && (l.calibration || length.value < l.ranked_at))
         throw Unsupported("crop: the channels were ranked by tokens that would be taken back");
+  }
+
+  void crop(Tokens length) override {
+    check_crop(length);
     for (const Layer& l : layers_)
       if (l.keys->size() > length) take_back(l, length.value);
   }

@@ -175,8 +175,12 @@ class Cache final : public KvCache {
 
   void end_prefill() override { prompt_done_ = true; }
 
-  void crop(Tokens length) override {
+  void check_crop(Tokens length) const override {
     if (length.value < 0) throw InvalidArgument(cat("length is ", length.value, ", must be >= 0"));
+  }
+
+  void crop(Tokens length) override {
+    check_crop(length);
     for (const Layer& l : layers_)
       for (SideStore* s : {l.keys.get(), l.values.get()}) s->crop(length);
   }

@@ -227,11 +227,15 @@ void Cache::abandon() {
   how_ = Verify::append;
 }
 
-void Cache::crop(Tokens length) {
+void Cache::check_crop(Tokens length) const {
   if (length.value < 0) throw InvalidArgument(cat("length is ", length.value, ", must be >= 0"));
   const std::int64_t last_refresh = how_ == Verify::refresh ? base_ + missing_ : refreshed_;
   if (length.value < last_refresh)
     throw Unsupported(cat("crop to ", length.value, ": the partial cache was made at ", last_refresh, " tokens, and the one before it is gone"));
+}
+
+void Cache::crop(Tokens length) {
+  check_crop(length);
   if (how_ != Verify::append) accept({});
   if (refreshed() && length.value < refreshed_ + buffered_) {
     buffered_ = length.value - refreshed_;

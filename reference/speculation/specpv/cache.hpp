@@ -57,6 +57,7 @@ class Cache final : public KvCache {
 
   void forward(int layer, const StepInput& step, View<float> out) override;
   /// Tokens back to the last refresh can be taken away; a refresh itself stays.
+  void check_crop(Tokens length) const override;
   void crop(Tokens length) override;
   std::vector<NamedBuffer> buffers() const override;
   void load(std::span<const NamedBuffer> saved) override;
