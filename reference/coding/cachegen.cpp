@@ -134,10 +134,7 @@ Plan prefill_plan(const Params& p, const CacheShape& shape, const History& h, co
 
 class Cache final : public KvCache {
  public:
-  Cache(const Params& p, CacheShape shape) : shape_(std::move(shape)), rotary_(shape_) {
-    for (const LayerClass& c : shape_.classes)
-      for (const int l : c.layers) layers_.push_back({l, &c, side(p, c, l, Side::key), side(p, c, l, Side::value)});
-  }
+  Cache(const Params& p, CacheShape shape) : p_(p), shape_(std::move(shape)), rotary_(shape_), layers_(make_layers()) {}
 
   void forward(int layer, const StepInput& step, View<float> out) override {
     const PreparedStep p = prepare_step(shape_, rotary_, layer, step, out);
@@ -200,16 +197,18 @@ class Cache final : public KvCache {
     // The scales are the cheapest buffer whose size bounds the prompt: a damaged count must not ask for memory.
     const std::size_t scales = prompt > 0 ? find_buffer(saved, cat("layer", layers_.front().index, "/k_absmax")).bytes.size() : 0;
     if (prompt > static_cast<std::int64_t>(scales) * cachegen::kGroup) throw InvalidArgument(cat("buffer header says ", prompt, " tokens, layers hold fewer"));
-    for (Layer& l : layers_)
+    std::vector<Layer> loaded = make_layers();
+    for (Layer& l : loaded)
       for (const Side side : {Side::key, Side::value}) {
         const std::string prefix = cat("layer", l.index, side == Side::key ? "/k_" : "/v_");
         StoredSide& s = side == Side::key ? l.keys : l.values;
         if (prompt > 0) s.coded.load(prefix, prompt, saved);
         s.rows->load(prefix, saved);
       }
-    for (const Layer& l : layers_)
+    for (const Layer& l : loaded)
       if (l.keys.rows->size() != l.values.rows->size())
         throw InvalidArgument(cat("layer ", l.index, " has ", l.keys.rows->size().value, " keys and ", l.values.rows->size().value, " values, must be as many"));
+    layers_ = std::move(loaded);
     prompt_ = prompt;
   }
 
@@ -235,8 +234,14 @@ class Cache final : public KvCache {
     StoredSide keys, values;
   };
 
-  StoredSide side(const Params& p, const LayerClass& c, int layer, Side which) const {
-    return {CodedSide(layout_of(p, shape_, c, layer, which)), plain_store(c.kv_heads, which == Side::key ? c.k_dim : c.v_dim, which, shape_.dtype)};
+  std::vector<Layer> make_layers() const {
+    std::vector<Layer> layers;
+    for (const LayerClass& c : shape_.classes)
+      for (const int l : c.layers) layers.push_back({l, &c, side(c, l, Side::key), side(c, l, Side::value)});
+    return layers;
+  }
+  StoredSide side(const LayerClass& c, int layer, Side which) const {
+    return {CodedSide(layout_of(p_, shape_, c, layer, which)), plain_store(c.kv_heads, which == Side::key ? c.k_dim : c.v_dim, which, shape_.dtype)};
   }
   const Layer& at(int layer) const {
     for (const Layer& l : layers_)
@@ -252,6 +257,7 @@ class Cache final : public KvCache {
     return rows;
   }
 
+  Params p_;
   CacheShape shape_;
   Rotary rotary_;
   std::vector<Layer> layers_;

@@ -9,7 +9,7 @@ namespace kvatlas {
 
 EdgeStore::EdgeStore(std::unique_ptr<SideStore> inner, int kv_heads, int dim, Side side, Dtype dtype, Tokens sinks, Tokens recent)
     : inner_(std::move(inner)), sinks_(plain_store(kv_heads, dim, side, dtype)), recent_(plain_store(kv_heads, dim, side, dtype)),
-      kv_heads_(kv_heads), dim_(dim), max_sinks_(sinks), max_recent_(recent) {}
+      kv_heads_(kv_heads), dim_(dim), side_(side), dtype_(dtype), max_sinks_(sinks), max_recent_(recent) {}
 
 void EdgeStore::append(View<const float> rows) {
   const std::int64_t to_sinks = std::min(rows.dim(1), std::max<std::int64_t>(0, (max_sinks_ - sinks_->size()).value));
@@ -76,9 +76,26 @@ void EdgeStore::buffers(const std::string& prefix, std::vector<NamedBuffer>& out
 }
 
 void EdgeStore::load(const std::string& prefix, std::span<const NamedBuffer> saved) {
-  sinks_->load(prefix + "sink_", saved);
-  inner_->load(prefix, saved);
-  recent_->load(prefix + "recent_", saved);
+  auto sinks = plain_store(kv_heads_, dim_, side_, dtype_), recent = plain_store(kv_heads_, dim_, side_, dtype_);
+  sinks->load(prefix + "sink_", saved);
+  recent->load(prefix + "recent_", saved);
+  const auto refuse_beyond = [&](const char* what, Tokens rows, Tokens most) {
+    if (rows > most) throw InvalidArgument(cat("buffers ", prefix, what, " hold ", rows.value, " rows, must hold at most ", most.value));
+  };
+  const bool open = sinks->size() < max_sinks_;  // then every token is a sink
+  refuse_beyond("sink_rows", sinks->size(), max_sinks_);
+  refuse_beyond("recent_rows", recent->size(), open ? Tokens(0) : max_recent_);
+  std::vector<NamedBuffer> before;
+  inner_->buffers(prefix, before);
+  inner_->load(prefix, saved);  // refuses before it changes anything
+  if (open && inner_->size().value > 0) {
+    const Tokens rows = inner_->size();
+    inner_->load(prefix, before);
+    throw InvalidArgument(cat("buffers ", prefix, " hold ", rows.value, " coded rows behind ", sinks->size().value, " sinks, must hold none before there are ",
+                              max_sinks_.value, " sinks"));
+  }
+  sinks_ = std::move(sinks);
+  recent_ = std::move(recent);
 }
 
 }  // namespace kvatlas

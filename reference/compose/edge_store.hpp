@@ -24,6 +24,8 @@ class EdgeStore final : public SideStore {
   std::unique_ptr<SideStore> inner_;
   std::unique_ptr<SideStore> sinks_, recent_;
   int kv_heads_, dim_;
+  Side side_;
+  Dtype dtype_;
   Tokens max_sinks_, max_recent_;
 };
 

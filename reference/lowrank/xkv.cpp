@@ -120,8 +120,7 @@ class Cache final : public KvCache {
       for_groups(p_, c, [&](int first, int layers) {
         Group group{.c = &c, .layers = {}, .keys = {}, .values = {}};
         for (int i = first; i < first + layers; ++i)
-          group.layers.push_back({c.layers[static_cast<std::size_t>(i)], plain_store(c.kv_heads, c.k_dim, Side::key, shape_.dtype),
-                                  plain_store(c.kv_heads, c.v_dim, Side::value, shape_.dtype)});
+          group.layers.push_back(make_layer(c, c.layers[static_cast<std::size_t>(i)]));
         groups_.push_back(std::move(group));
       });
   }
@@ -230,14 +229,19 @@ class Cache final : public KvCache {
         num::load(shape_.dtype, *bytes, values);
         if (!std::ranges::all_of(values, num::is_finite)) throw InvalidArgument("a saved factor is not finite");
       }
-    for (const Group& g : groups_)
-      for (const Layer& l : g.layers) {
+    std::vector<Group> groups;
+    for (const Group& g : groups_) {
+      groups.push_back({.c = g.c, .layers = {}, .keys = {}, .values = {}});
+      for (const Layer& old : g.layers) {
+        const Layer& l = groups.back().layers.emplace_back(make_layer(*g.c, old.index));
         l.keys->load(cat("layer", l.index, "/k_"), saved);
         l.values->load(cat("layer", l.index, "/v_"), saved);
         if (l.keys->size() != l.values->size())
           throw InvalidArgument(cat("layer ", l.index, " has ", l.keys->size().value, " keys and ", l.values->size().value, " values, must be as many"));
       }
-    for (std::size_t i = 0; i < loaded.size(); ++i) (i % 2 == 0 ? groups_[i / 2].keys : groups_[i / 2].values) = std::move(loaded[i]);
+    }
+    for (std::size_t i = 0; i < loaded.size(); ++i) (i % 2 == 0 ? groups[i / 2].keys : groups[i / 2].values) = std::move(loaded[i]);
+    groups_ = std::move(groups);
     prompt_ = prompt;
   }
 
@@ -259,6 +263,9 @@ class Cache final : public KvCache {
     const Factors& of(Side side) const { return side == Side::key ? keys : values; }
   };
 
+  Layer make_layer(const LayerClass& c, int index) const {
+    return {index, plain_store(c.kv_heads, c.k_dim, Side::key, shape_.dtype), plain_store(c.kv_heads, c.v_dim, Side::value, shape_.dtype)};
+  }
   Factor factor(const Group& g, Side side, std::int64_t prompt) const { return {p_, *g.c, side, static_cast<std::int64_t>(g.layers.size()), prompt}; }
   static std::string name(const Group& g, Side side, const char* what) { return cat("group", g.layers.front().index, side == Side::key ? "/k_" : "/v_", what); }
 

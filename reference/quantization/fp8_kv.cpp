@@ -64,8 +64,11 @@ class Fp8Store final : public SideStore {
   void load(const std::string& prefix, std::span<const NamedBuffer> saved) override {
     const NamedBuffer& b = find_buffer(saved, cat(prefix, "scale"));
     if (b.bytes.size() != sizeof(float)) throw InvalidArgument(cat("buffer ", b.name, " has ", b.bytes.size(), " bytes, must have 4"));
+    float scale = 0;
+    num::load(Dtype::f32, b.bytes, std::span(&scale, 1));
+    if (!std::isfinite(scale) || scale <= 0) throw InvalidArgument(cat("buffer ", b.name, " holds ", scale, ", must be finite and above 0"));
     rows_.load(prefix, saved);
-    num::load(Dtype::f32, b.bytes, std::span(&scale_, 1));
+    scale_ = scale;
   }
 
  private:

@@ -63,10 +63,13 @@ class Int8Store final : public SideStore {
     scales_.buffers(prefix, out);
   }
   void load(const std::string& prefix, std::span<const NamedBuffer> saved) override {
-    codes_.load(prefix, saved);
-    scales_.load(prefix, saved);
-    if (codes_.size() != scales_.size())
-      throw InvalidArgument(cat(prefix, "codes has ", codes_.size().value, " rows, scales ", scales_.size().value, ", must be as many"));
+    RowStore codes = codes_, scales = scales_;
+    codes.load(prefix, saved);
+    scales.load(prefix, saved);
+    if (codes.size() != scales.size())
+      throw InvalidArgument(cat(prefix, "codes has ", codes.size().value, " rows, scales ", scales.size().value, ", must be as many"));
+    codes_ = std::move(codes);
+    scales_ = std::move(scales);
   }
 
  private:

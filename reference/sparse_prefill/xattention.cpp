@@ -195,10 +195,18 @@ class Cache final : public KvCache {
   }
 
   void load(std::span<const NamedBuffer> saved) override {
+    std::vector<Layer> loaded;
     for (const Layer& l : layers_) {
-      l.keys->load(cat("layer", l.index, "/k_"), saved);
-      l.values->load(cat("layer", l.index, "/v_"), saved);
+      loaded.push_back({.index = l.index, .c = l.c, .keys = plain_store(l.c->kv_heads, l.c->k_dim, Side::key, shape_.dtype),
+                        .values = plain_store(l.c->kv_heads, l.c->v_dim, Side::value, shape_.dtype), .thresholds = l.thresholds});
+      const Layer& to = loaded.back();
+      to.keys->load(cat("layer", l.index, "/k_"), saved);
+      to.values->load(cat("layer", l.index, "/v_"), saved);
+      if (to.keys->size() != to.values->size())
+        throw InvalidArgument(cat("layer ", l.index, " has ", to.keys->size().value, " keys and ", to.values->size().value, " values, must be as many"));
     }
+    layers_ = std::move(loaded);
+    blocks_kept_ = blocks_all_ = 0;
     prompt_done_ = true;
   }
 

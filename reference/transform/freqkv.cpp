@@ -107,11 +107,7 @@ Plan prefill_plan(const Params& p, const CacheShape& shape, const History& h, co
 
 class Cache final : public KvCache {
  public:
-  Cache(const Params& p, CacheShape shape) : p_(p), shape_(std::move(shape)), rotary_(shape_) {
-    for (const LayerClass& c : shape_.classes)
-      for (const int l : c.layers)
-        layers_.push_back({l, &c, plain_store(c.kv_heads, c.k_dim, Side::key, shape_.dtype), plain_store(c.kv_heads, c.v_dim, Side::value, shape_.dtype)});
-  }
+  Cache(const Params& p, CacheShape shape) : p_(p), shape_(std::move(shape)), rotary_(shape_), layers_(make_layers()) {}
 
   void forward(int layer, const StepInput& step, View<float> out) override {
     const PreparedStep p = prepare_step(shape_, rotary_, layer, step, out);
@@ -137,13 +133,15 @@ class Cache final : public KvCache {
     return all;
   }
   void load(std::span<const NamedBuffer> saved) override {
-    for (const Layer& l : layers_) {
+    std::vector<Layer> loaded = make_layers();
+    for (const Layer& l : loaded) {
       l.keys->load(cat("layer", l.index, "/k_"), saved);
       l.values->load(cat("layer", l.index, "/v_"), saved);
       if (l.keys->size() != l.values->size() || l.keys->size() > p_.capacity)
         throw InvalidArgument(cat("layer ", l.index, " has ", l.keys->size().value, " keys and ", l.values->size().value,
                                   " values, must be as many and at most ", p_.capacity.value));
     }
+    layers_ = std::move(loaded);
   }
   Tokens kept(int layer, int) const override { return const_cast<Cache*>(this)->at(layer).keys->size(); }
 
@@ -153,6 +151,13 @@ class Cache final : public KvCache {
     const LayerClass* c;
     std::unique_ptr<SideStore> keys, values;
   };
+  std::vector<Layer> make_layers() const {
+    std::vector<Layer> layers;
+    for (const LayerClass& c : shape_.classes)
+      for (const int l : c.layers)
+        layers.push_back({l, &c, plain_store(c.kv_heads, c.k_dim, Side::key, shape_.dtype), plain_store(c.kv_heads, c.v_dim, Side::value, shape_.dtype)});
+    return layers;
+  }
   Layer& at(int layer) {
     for (Layer& l : layers_)
       if (l.index == layer) return l;
