@@ -175,17 +175,20 @@ class Group final : public KvGroup {
   std::vector<NamedBuffer> buffers() const override {
     std::vector<NamedBuffer> all;
     std::vector<std::int32_t> parents;
+    std::vector<int> holders(nodes_.size(), 0);  // sequences whose text a node is part of
+    for (const std::int32_t s : sequences_)
+      for (std::int32_t n = s; n >= 0; n = nodes_[static_cast<std::size_t>(n)].parent) ++holders[static_cast<std::size_t>(n)];
     for (std::size_t n = 0; n < nodes_.size(); ++n) {
       parents.push_back(nodes_[n].parent);
-      const bool leaf = std::find(sequences_.begin(), sequences_.end(), static_cast<std::int32_t>(n)) != sequences_.end();
+      const bool shared = holders[n] > 1;
       for (std::size_t l = 0; l < nodes_[n].layers.size(); ++l) {
         std::vector<NamedBuffer> some;
         nodes_[n].layers[l].keys->buffers(cat("node", n, "/layer", layers_[l].first, "/k_"), some);
         nodes_[n].layers[l].values->buffers(cat("node", n, "/layer", layers_[l].first, "/v_"), some);
         for (NamedBuffer& b : some) {
           if (b.bytes.empty()) continue;
-          b.component = leaf ? "rows" : "shared_rows";
-          b.scope = leaf ? Scope::token : Scope::sequence;
+          b.component = shared ? "shared_rows" : "rows";
+          b.scope = shared ? Scope::sequence : Scope::token;
           all.push_back(std::move(b));
         }
       }
@@ -203,12 +206,18 @@ class Group final : public KvGroup {
       if (parents[n] < -1 || parents[n] >= static_cast<std::int32_t>(n))
         throw InvalidArgument(cat("tree/parents[", n, "] is ", parents[n], ", must be -1 or an earlier node"));
       nodes.push_back(make_node(parents[n]));
-      if (parents[n] >= 0) ++nodes[static_cast<std::size_t>(parents[n])].users;
     }
-    for (const std::int32_t s : sequences) {
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+      const std::int32_t s = sequences[i];
       if (s < -1 || s >= static_cast<std::int32_t>(nodes.size())) throw InvalidArgument(cat("tree/sequences holds ", s, ", must be a node or -1"));
-      if (s >= 0) ++nodes[static_cast<std::size_t>(s)].users;
+      if (s < 0) continue;
+      if (std::ranges::find(parents, s) != parents.end())
+        throw InvalidArgument(cat("tree/sequences[", i, "] is ", s, ", must not be the parent of a node: a sequence writes to a part of its own"));
+      if (++nodes[static_cast<std::size_t>(s)].users > 1)
+        throw InvalidArgument(cat("tree/sequences[", i, "] is ", s, ", must not be the node of another sequence"));
     }
+    for (std::size_t n = nodes.size(); n-- > 0;)  // parents come first; nodes that nobody uses any more hold none
+      if (parents[n] >= 0 && nodes[n].users > 0) ++nodes[static_cast<std::size_t>(parents[n])].users;
     for (std::size_t n = 0; n < nodes.size(); ++n)
       for (std::size_t l = 0; l < nodes[n].layers.size(); ++l) {
         const std::string prefix = cat("node", n, "/layer", layers_[l].first);
