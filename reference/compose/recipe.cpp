@@ -227,6 +227,11 @@ std::optional<std::string> Recipe::why_not(const CacheShape& shape) const {
       if ((rule.apart() || sinks_.value > 0 || recent_.value > 0) && m->method->open_side == nullptr)
         return cat(m->method->slug, " codes keys and values together; sides, sinks= and recent= need methods that code them apart");
     }
+    if (sinks_.value > 0 || recent_.value > 0)
+      for (const LayerClass& c : part.classes)
+        if (c.window.value > 0)
+          return cat("window is ", c.window.value, " in layer ", c.layers.front(),
+                     ", must be 0 with sinks= or recent=: the window drops its first rows, plain edges keep them; leave sinks= and recent= out for this model");
   }
   return std::nullopt;
 }
