@@ -119,7 +119,7 @@ class Cache final : public KvCache {
       const std::int64_t n = std::min(p.n - done, (p_.capacity - l.keys->size()).value);
       l.keys->append(View<const float>(p.k_pre.view()).slice(1, done, n));
       l.values->append(View<const float>(p.v.view()).slice(1, done, n));
-      attend(l, View<const float>(p.q_pre.view()).slice(1, done, n), step.mask, out.slice(1, done, n));
+      attend(l, View<const float>(p.q_pre.view()).slice(1, done, n), step.mask, step.sinks, out.slice(1, done, n));
       done += n;
     }
   }
@@ -165,7 +165,7 @@ class Cache final : public KvCache {
   }
 
   /// The new queries are the last n slots; keys and queries rotate at their slots.
-  void attend(const Layer& l, View<const float> q_pre, const AttentionMask& mask, View<float> out) const {
+  void attend(const Layer& l, View<const float> q_pre, const AttentionMask& mask, View<const float> sinks, View<float> out) const {
     const LayerClass& c = *l.c;
     const std::int64_t slots = l.keys->size().value, n = q_pre.dim(1);
     std::vector<std::int64_t> positions(static_cast<std::size_t>(slots));
@@ -182,7 +182,7 @@ class Cache final : public KvCache {
       l.values->read(static_cast<int>(h), 0, v.view());
       rope.apply(k.view(), positions);
       round_all(shape_.dtype, k.values());
-      attend_new(c, static_cast<int>(h), q.view(), k.view()[0], v.view(), mask, {}, out);
+      attend_new(c, static_cast<int>(h), q.view(), k.view()[0], v.view(), mask, sinks, out);
     });
   }
 
@@ -224,7 +224,8 @@ extern constinit const Method freqkv{
                 .speculation = {Works::no, "a compression cannot be taken back"}},
     .exact_when = "capacity=32768",
     .notes = "The paper fine-tunes the model for the compressed context; without that the method runs but quality is not the paper's. "
-             "The official mask path adds 1 to the logits of old slots; that defect is not copied.",
+             "The official mask path adds 1 to the logits of old slots; that defect is not copied. Under a bidirectional mask a token sees "
+             "the new tokens that come before the next compression, not all of the step.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .open = typed<open>,
 };
