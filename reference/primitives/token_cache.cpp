@@ -118,6 +118,10 @@ void TokenCache::load(std::span<const NamedBuffer> saved) {
   for (Layer& l : loaded) {
     before_load(l.rows, prefix(l), saved);
     l.rows.load(prefix(l), saved);
+    for (int h = 1; h < l.rows.heads(); ++h)  // every method of this kind drops as many tokens in one head as in another
+      if (l.rows.count(h) != l.rows.count(0))
+        throw InvalidArgument(cat("buffer ", prefix(l), "k_rows/head", h, " holds ", l.rows.count(h), " tokens, must hold ", l.rows.count(0),
+                                  " as in every head"));
     l.seen.reset();
     l.appended = 0;
   }
