@@ -155,7 +155,8 @@ extern constinit const Method int8_pth{
     .paper = {.title = "Efficient Memory Management for Large Language Model Serving with PagedAttention",
               .url = "https://arxiv.org/abs/2309.06180", .year = 2023},
     .params = specs<Params>, .compat = kCompat,
-    .notes = "The paper is that of the engine, which documents this cache format; there is no paper of the format. Decoded values are "
+    .notes = "The paper is that of the engine, which documents this cache format; there is no paper of the format. That scales are per head is known "
+             "from a test file of the engine and from third-party descriptions. Decoded values are "
              "rounded to the dtype of the cache, as a 16-bit attention kernel takes them.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .open = typed<open>, .open_side = typed<open_side>, .side_layout = typed<side_layout>,

@@ -136,7 +136,8 @@ extern constinit const Method kivi{
     .exact_when = "residual_window=4096",
     .notes = "Inputs are rounded to fp16 before they are coded, saturating at 65504, whatever the dtype of the cache; scales and minima "
              "are fp16. Codes are decoded by one fused multiply-add in float32, as the released kernel does; the released Python "
-             "helper rounds product and sum to fp16. residual_window=4096 equals the full cache up to 4095 tokens.",
+             "helper rounds product and sum to fp16. residual_window=4096 equals the full cache up to 4095 tokens. "
+             "A cache saved inside a prompt resumes as if the prompt had ended.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>,
     .open_side = typed<open_side>, .side_layout = typed<side_layout>,

@@ -435,7 +435,7 @@ extern constinit const Method double_sparse{
     .serving = {.prefix_cache = {Works::partly, "with a channel file; channels ranked by a prompt belong to that prompt"},
                 .cuda_graphs = {Works::partly, "the list of tokens changes every step, its length does not once the context passes heavy"},
                 .speculation = {Works::yes, "drafted tokens select for themselves; channels ranked by the prompt stay"},
-                .multi_turn = {Works::partly, "channels ranked by the first prompt serve later turns; a channel file has no such tie"}},
+                .multi_turn = {Works::partly, "the prompt of a later turn is attended sparsely too; channels ranked by the first prompt serve it unless they come from a file"}},
     .exact_when = "heavy=1048576",
     .notes = "Channels come from a trained file (tensors layer<l>.channels [label heads, channels], most important first) or, without one, from "
              "the paper's calibration formula over the prompt itself, a deviation: the paper ranks once on 256 samples of Pile validation text. "

@@ -330,13 +330,15 @@ extern constinit const Method quest{
     .paper = {.title = "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference", .url = "https://arxiv.org/abs/2406.10774", .year = 2024},
     .params = specs<Params>,
     .serving = {.cuda_graphs = {Works::partly, "the list of pages changes every step, its length does not once the context passes the budget"},
-                .speculation = {Works::yes, "drafted tokens select for themselves; a rollback rebuilds the bounds of the pages it opens"}},
+                .speculation = {Works::yes, "drafted tokens select for themselves; a rollback rebuilds the bounds of the pages it opens"},
+                .multi_turn = {Works::partly, "the prompt of a later turn is attended sparsely too"}},
     .exact_when = "budget=1048576",
     .notes = "Scores are float32 in the order of q.k; the released kernel rounds them to fp16 and so meets more ties. The released pool "
              "keeps bounds for the dense first layers as well; here such layers store none. The two released paths differ in the last "
              "page: last_page=system attends it unscored, last_page=python scores it and takes at least three pages. Released kernels "
              "need as many kv heads as query heads; under grouped queries each query head chooses (the Python path), and a plan charges "
-             "the expected union of its group's pages under independent choices, at most q_per_kv times the budget, or select shares one choice.",
+             "the expected union of its group's pages under independent choices, at most q_per_kv times the budget, or select shares one choice. "
+             "A cache saved inside a prompt resumes as if the prompt had ended.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .open = typed<open>,
 };

@@ -307,7 +307,8 @@ extern constinit const Method xattention{
              "inside a block chooses for its own queries, missing ones counting as zeros. threshold=1 keeps every block of positive mass as far "
              "as float64 sums tell, so it need not equal full bit for bit. Thresholds per head come from a trained file "
              "(layer<l>.thresholds, one a query head). Plans expect the published density of Llama-3.1-8B, interpolated, unless counts of "
-             "a run are given (blocks_kept, blocks_all); bytes of the cache do not depend on content.",
+             "a run are given (blocks_kept, blocks_all); bytes of the cache do not depend on content. "
+             "A cache saved inside a prompt resumes as if the prompt had ended.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .open = typed<open>, .select_blocks = typed<select_blocks>,
 };
