@@ -239,3 +239,22 @@ TEST_CASE("cachegen: refusals name the reason", "[unit]") {
   shape.classes[0].v_dim = 16;
   CHECK(Recipe::parse("cachegen").why_not(shape) == "cachegen: layers must cache keys and values; other rows have no pair of key and value tables");
 }
+
+TEST_CASE("cachegen: an open prompt loaded into a used cache leaves no coded prompt behind, a refused load nothing", "[unit]") {
+  const Scenario s = scenario("cachegen", 40, 2);
+  const auto used = open_cache(s), open = open_cache(s), fresh = open_cache(s);
+  run_prompt(*used, s);
+  std::vector<NamedBuffer> saved;
+  run_prompt(*open, s, [&] { saved = open->buffers(); });
+  const std::uint64_t before = digest(used->buffers());
+  auto broken = saved;
+  broken.back().bytes.pop_back();
+  CHECK_THROWS_AS(used->load(broken), InvalidArgument);
+  CHECK(digest(used->buffers()) == before);
+  used->load(saved);
+  fresh->load(saved);
+  CHECK(used->kept(0, 0) == 40_tok);
+  CHECK(run_decode(*used, s, 0, 2) == run_decode(*fresh, s, 0, 2));
+  CHECK(digest(used->buffers()) == digest(fresh->buffers()));
+  CHECK(used->content_counts().counts.front().value == 0);
+}

@@ -107,3 +107,54 @@ TEST_CASE("a preset is its recipe, every preset parses", "[unit]") {
     CHECK(!p.source.empty());
   }
 }
+
+TEST_CASE("parts of a recipe crop and load together or not at all", "[unit]") {
+  const Recipe recipe = Recipe::parse("layers=0-2:full;*:streaming_llm:sinks=2,recent_window=8");
+  const CacheShape shape = small_shape();
+  const Scenario s{.method = nullptr, .shape = shape, .row = {}, .prompt = 20, .chunk = 20, .decode = 3, .seed = 11};
+  const auto cache = recipe.bind(shape).open();
+  run_prompt(*cache, s);
+  run_decode(*cache, s, 0, 2);
+  const std::uint64_t before = digest(cache->buffers());
+  CHECK_THROWS_AS(cache->crop(Tokens(21)), Unsupported);  // streaming_llm has evicted
+  CHECK(digest(cache->buffers()) == before);
+  const auto saved = cache->buffers();
+
+  const auto other = recipe.bind(shape).open();
+  run_prompt(*other, s);
+  const std::uint64_t open = digest(other->buffers());
+  auto broken = saved;
+  for (NamedBuffer& b : broken)
+    if (b.name == "layer5/k_rows/head1") b.bytes.pop_back();
+  CHECK_THROWS_AS(other->load(broken), InvalidArgument);
+  CHECK(digest(other->buffers()) == open);
+  other->load(saved);
+  CHECK(digest(other->buffers()) == before);
+  CHECK(run_decode(*other, s, 2, 1) == run_decode(*cache, s, 2, 1));
+}
+
+TEST_CASE("trained settings outlive the call that opened a recipe of several parts", "[unit]") {
+  const CacheShape shape = small_shape();
+  const Recipe recipe = Recipe::parse("layers=0-2:full;*:xattention:stride=2,block=16");
+  const Scenario s{.method = nullptr, .shape = shape, .row = {}, .prompt = 40, .chunk = 40, .decode = 1, .seed = 4};
+  std::unique_ptr<KvCache> cache;
+  {
+    TensorMap trained;
+    for (int l = 0; l < 6; ++l) trained[cat("layer", l, ".thresholds")] = {.dims = {4}, .values = {0.5F, 0.6F, 0.7F, 0.8F}};
+    cache = recipe.bind(shape).open({.trained = &trained});
+  }
+  run_prompt(*cache, s);
+  const auto saved = cache->buffers();
+  cache->load(saved);
+  CHECK(digest(cache->buffers()) == digest(saved));
+}
+
+TEST_CASE("plain edges are refused over a sliding window", "[unit]") {
+  CacheShape shape = small_shape();
+  shape.classes[0].window = Tokens(16);
+  for (const std::string text : {"sinks=4:full;fp8_kv", "recent=4:full;full"})
+    CHECK(Recipe::parse(text).why_not(shape) ==
+          "window is 16 in layer 0, must be 0 with sinks= or recent=: the window drops its first rows, plain edges keep them; leave sinks= and "
+          "recent= out for this model");
+  CHECK(!Recipe::parse("fp8_kv").why_not(shape));
+}

@@ -124,3 +124,16 @@ TEST_CASE("StreamingLLM says why it cannot serve a setting", "[unit]") {
                     Unsupported);
   REQUIRE(cache->kept(0, 0) == 0_tok);
 }
+
+TEST_CASE("StreamingLLM: a saved cache whose heads hold different counts is refused", "[unit]") {
+  const Traced run = random_traced(2, 2, 12, 8, 1);
+  const auto cache = run.open("streaming_llm:sinks=2,recent_window=3");
+  run.run(*cache, 0, 8);
+  cache->end_prefill();
+  auto saved = cache->buffers();
+  const std::uint64_t before = digest(saved);
+  for (NamedBuffer& b : saved)
+    if (b.name.ends_with("/head1")) b.bytes.resize(b.bytes.size() / 5 * 4);
+  CHECK_THROWS_WITH(cache->load(saved), "buffer layer0/k_rows/head1 holds 4 tokens, must hold 5 as in every head");
+  CHECK(digest(cache->buffers()) == before);
+}

@@ -189,3 +189,21 @@ TEST_CASE("xkv: a fp16 basis that would overflow is refused before anything chan
   CHECK_THROWS_AS(cache->end_prefill(), Unsupported);
   CHECK(digest(cache->buffers()) == before);
 }
+
+TEST_CASE("xkv: a load into a used cache changes all of it or nothing", "[unit]") {
+  const Scenario s = scenario("xkv:group_layers=2,rank_k=4,rank_v=4", 2, 6);
+  const auto used = open_cache(s), open = open_cache(s), fresh = open_cache(s);
+  run_prompt(*used, s);
+  std::vector<NamedBuffer> saved;
+  run_prompt(*open, s, [&] { saved = open->buffers(); });
+  const std::uint64_t before = digest(used->buffers());
+  auto broken = saved;
+  for (NamedBuffer& b : broken)
+    if (b.name == "layer1/v_rows/head0") b.bytes.clear();
+  CHECK_THROWS_AS(used->load(broken), InvalidArgument);
+  CHECK(digest(used->buffers()) == before);
+  used->load(saved);
+  fresh->load(saved);
+  CHECK(run_decode(*used, s, 0, 1) == run_decode(*fresh, s, 0, 1));
+  CHECK(digest(used->buffers()) == digest(fresh->buffers()));
+}

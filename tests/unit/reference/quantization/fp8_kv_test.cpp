@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 
 #include "core/errors.hpp"
 #include "core/formats/dtype.hpp"
@@ -128,4 +129,21 @@ TEST_CASE("fp8_kv: a scale of another size is refused on load", "[unit]") {
   for (NamedBuffer& b : saved)
     if (b.name == "layer0/k_scale") b.bytes.pop_back();
   REQUIRE_THROWS_WITH(cache->load(saved), "buffer layer0/k_scale has 3 bytes, must have 4");
+}
+
+TEST_CASE("fp8_kv: a scale that is not finite and positive is refused on load", "[unit]") {
+  const MethodChoice m = parse_choice("fp8_kv");
+  const LayerClass c{.q_heads = 1, .kv_heads = 1, .k_dim = 4, .v_dim = 4, .layers = {0}};
+  const auto store = m.method->open_side(m.row, c, 0, Side::key, Dtype::f32);
+  store->append(Array({1, 2, 4}, 1.0F).view());
+  std::vector<NamedBuffer> before, after;
+  store->buffers("k_", before);
+  for (const float scale : {0.0F, -1.0F, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    auto saved = before;
+    for (NamedBuffer& b : saved)
+      if (b.name == "k_scale") num::store(Dtype::f32, std::span(&scale, 1), b.bytes);
+    CHECK_THROWS_WITH(store->load("k_", saved), cat("buffer k_scale holds ", scale, ", must be finite and above 0"));
+  }
+  store->buffers("k_", after);
+  CHECK(test::digest(after) == test::digest(before));
 }

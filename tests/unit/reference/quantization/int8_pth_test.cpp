@@ -57,3 +57,19 @@ TEST_CASE("int8_pth: 8.25 bits a value at head_dim 128, windows cut", "[unit]") 
   shape.classes[0].window = Tokens(10);
   CHECK(formula_ledger(*m.method, m.row, shape, {.prompt = Tokens(100)}).total().value == 10 * 2 * 2 * (256 + 8));
 }
+
+TEST_CASE("int8_pth: codes and scales that do not match are refused, and the store stays as it was", "[unit]") {
+  const MethodChoice m = parse_choice("int8_pth");
+  const LayerClass c{.q_heads = 1, .kv_heads = 1, .k_dim = 4, .v_dim = 4, .layers = {0}};
+  const auto store = m.method->open_side(m.row, c, 0, Side::key, Dtype::f32), other = m.method->open_side(m.row, c, 0, Side::key, Dtype::f32);
+  store->append(Array({1, 2, 4}, 1.0F).view());
+  other->append(Array({1, 5, 4}, 3.0F).view());
+  std::vector<NamedBuffer> before, saved, after;
+  store->buffers("k_", before);
+  other->buffers("k_", saved);
+  for (NamedBuffer& b : saved)
+    if (b.component == "scales") b.bytes.resize(16);
+  CHECK_THROWS_WITH(store->load("k_", saved), "k_codes has 5 rows, scales 4, must be as many");
+  store->buffers("k_", after);
+  CHECK(test::digest(after) == test::digest(before));
+}

@@ -236,3 +236,42 @@ TEST_CASE("steps and shapes that cannot be are refused, and nothing changes", "[
   CHECK(forked != before);
   CHECK_THROWS_AS(g->load({}), InvalidArgument);
 }
+
+TEST_CASE("a saved tree in which sequences write to a common part is refused", "[unit]") {
+  const CacheShape shape = shape_of(Dtype::bf16);
+  const auto g = method().open_group({}, shape);
+  const int a = g->fork(-1);
+  feed(*g, shape, {a}, {1}, 4);
+  const int b = g->fork(a);  // nodes: 0 shared, 1 of a, 2 of b
+  feed(*g, shape, {a, b}, {1, 2}, 2);
+  const auto saved = g->buffers();
+  const auto with_second = [&](std::byte node) {
+    auto changed = saved;
+    for (NamedBuffer& buffer : changed)
+      if (buffer.name == "tree/sequences") buffer.bytes[4] = node;
+    return changed;
+  };
+  CHECK_THROWS_WITH(g->load(with_second(std::byte{1})), "tree/sequences[1] is 1, must not be the node of another sequence");
+  CHECK_THROWS_WITH(g->load(with_second(std::byte{0})),
+                    "tree/sequences[1] is 0, must not be the parent of a node: a sequence writes to a part of its own");
+  CHECK(digest(g->buffers()) == digest(saved));
+}
+
+TEST_CASE("a prefix counts as shared while two sequences hold it, also in a loaded group", "[unit]") {
+  const CacheShape shape = shape_of(Dtype::bf16);
+  const auto g = method().open_group({}, shape), loaded = method().open_group({}, shape);
+  const int a = g->fork(-1);
+  feed(*g, shape, {a}, {1}, 4);
+  const int b = g->fork(a);
+  feed(*g, shape, {a, b}, {1, 2}, 2);
+  const auto key_bytes = [](const KvGroup& group, const char* component) { return count_ledger(group.buffers()).of(component, Side::key).value; };
+  const std::int64_t row = 2 * 2 * 16 * 2;  // layers, kv heads, channels, bytes
+  CHECK(key_bytes(*g, "shared_rows") == 4 * row);
+  CHECK(key_bytes(*g, "rows") == 4 * row);
+  g->release(a);
+  CHECK(key_bytes(*g, "shared_rows") == 0);
+  CHECK(key_bytes(*g, "rows") == 6 * row);
+  loaded->load(g->buffers());
+  loaded->release(b);
+  CHECK(key_bytes(*loaded, "rows") == 0);
+}

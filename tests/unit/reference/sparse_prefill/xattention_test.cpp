@@ -182,3 +182,22 @@ TEST_CASE("xattention refuses what it has no rule for", "[unit]") {
   const Scenario odd = scenario("stride=12", shape, 8);
   REQUIRE_THROWS_AS(odd.method->select_blocks(odd.row, {.q = in.q.view(), .k = in.k.view()}), Unsupported);
 }
+
+TEST_CASE("xattention: a load changes all of the cache or nothing, a loaded cache has run no prompt", "[unit]") {
+  const Scenario s = scenario("stride=2,block=16", uniform_shape(2, 2, 1, 16), 40);
+  const auto cache = open_cache(s), other = open_cache(s);
+  run_prompt(*cache, s);
+  run_prompt(*other, s);
+  run_decode(*other, s, 0, 1);
+  const auto saved = other->buffers();
+  auto broken = saved;
+  for (NamedBuffer& b : broken)
+    if (b.name == "layer1/v_rows/head0") b.bytes.resize(b.bytes.size() - 32);
+  const std::uint64_t before = digest(cache->buffers());
+  CHECK_THROWS_WITH(cache->load(broken), "layer 1 has 41 keys and 40 values, must be as many");
+  CHECK(digest(cache->buffers()) == before);
+  CHECK(!cache->content_counts().counts.empty());
+  cache->load(saved);
+  CHECK(digest(cache->buffers()) == digest(saved));
+  CHECK(cache->content_counts().counts.empty());
+}

@@ -59,3 +59,33 @@ TEST_CASE("freqkv: refusals name the parameter", "[unit]") {
   windowed.classes[0].window = Tokens(64);
   CHECK(Recipe::parse("freqkv").why_not(windowed) == "freqkv: a sliding window of 64 tokens has no meaning over slots; use full for such layers");
 }
+
+TEST_CASE("freqkv: a learned sink joins the sum, as in the full cache while nothing is compressed", "[unit]") {
+  Scenario s = scenario("freqkv:capacity=32", 1, 1);
+  s.shape.classes[0].attention_sink = true;
+  const Inputs in = inputs_for(s.shape, 0, 0, 10, 5);
+  Array sinks({2}), ours({2, 10, 16}), full({2, 10, 16}), without({2, 10, 16});
+  sinks.values() = {0.5F, 2.0F};
+  StepInput step = in.step();
+  open_cache(s)->forward(0, step, without.view());
+  step.sinks = sinks.view();
+  open_cache(s)->forward(0, step, ours.view());
+  Recipe::parse("full").bind(s.shape).open()->forward(0, step, full.view());
+  CHECK(ours.values() == full.values());
+  CHECK(ours.values() != without.values());
+}
+
+TEST_CASE("freqkv: a refused load leaves every layer as it was", "[unit]") {
+  Scenario s = scenario("freqkv:capacity=32", 9, 9);
+  s.shape = uniform_shape(2, 2, 1, 16, Dtype::f32, {.rotary_dim = 16});
+  const auto cache = open_cache(s), other = open_cache(s);
+  run_prompt(*cache, s);
+  run_prompt(*other, s);
+  run_decode(*other, s, 0, 1);
+  auto saved = other->buffers();
+  for (NamedBuffer& b : saved)
+    if (b.name == "layer1/v_rows/head0") b.bytes.resize(b.bytes.size() - 64);
+  const std::uint64_t before = digest(cache->buffers());
+  CHECK_THROWS_WITH(cache->load(saved), "layer 1 has 10 keys and 9 values, must be as many and at most 32");
+  CHECK(digest(cache->buffers()) == before);
+}
