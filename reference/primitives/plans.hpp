@@ -39,7 +39,8 @@ using SideLayoutOf = std::function<SideLayout(const LayerClass& c, Side side, To
 /// Plans of methods whose two sides are coded apart: rows are appended (coded at once, or plain and flushed later, the
 /// flush spread over the steps between two of them) and read by one fused kernel.
 Plan side_decode_plan(const CacheShape& shape, const History& h, const SideLayoutOf& layout);
-/// Prompt attention over plain rows, then one quantize pass over what the layout codes.
+/// Prompt attention; rows that are coded as they come are appended in their format, others in the dtype with one quantize
+/// pass over what the layout codes after it.
 Plan side_prefill_plan(const CacheShape& shape, const History& h, const SideLayoutOf& layout);
 
 }  // namespace kvatlas
