@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/kernels/attention.hpp"
+#include "core/kernels/select.hpp"
 #include "core/kernels/store.hpp"
 
 namespace kvatlas {
@@ -62,14 +63,23 @@ bool add_state_step(Plan& plan, const LayerClass& c, const History& h) {
   return c.kind == RowKind::state || c.kind == RowKind::none;
 }
 
+Tokens add_index_step(Plan& plan, const LayerClass& c, const History& h) {
+  const Tokens tokens(ceil_div(c.visible(h.tokens()).value, c.pool));
+  if (c.index_top_k <= 0 || tokens.value <= c.index_top_k) return tokens;
+  const double launches = c.count() + static_cast<double>(c.readers.size());
+  plan.add(kernels::LabelScore{.sequences = h.sequences, .heads = 1, .q_per_head = 1, .channels = c.index_dim,
+                               .label_bits = static_cast<std::int64_t>(8 * c.index_bytes), .tokens = tokens}
+               .call(launches));
+  plan.add(kernels::TopK{.rows = h.sequences, .candidates = tokens.value, .k = c.index_top_k}.call(launches));
+  return Tokens(c.index_top_k);
+}
+
 Plan dense_decode_plan(const CacheShape& shape, const History& h) {
   Plan plan;
   for (const LayerClass& c : shape.classes) {
     if (add_state_step(plan, c, h)) continue;
     add_append(plan, c, shape.dtype, h);
-    Tokens tokens(ceil_div(c.visible(h.tokens()).value, c.pool));
-    if (c.index_top_k > 0) tokens = std::min(tokens, Tokens(c.index_top_k));
-    add_decode_attention(plan, c, shape.dtype, h, tokens);
+    add_decode_attention(plan, c, shape.dtype, h, add_index_step(plan, c, h));
   }
   return plan;
 }
@@ -146,7 +156,8 @@ Plan side_decode_plan(const CacheShape& shape, const History& h, const SideLayou
         plan.add(kernels::QuantizePack{.heads = std::int64_t{h.sequences} * c.kv_heads, .rows = l->flush.value,
                                        .dim = width(c, side), .dtype = shape.dtype, .format = l->format}
                      .call(c.count() / static_cast<double>(l->flush.value)));
-    add_decode_attention(plan, c, shape.dtype, h, rows, key, value);
+    // What a learned index leaves out is taken from the coded rows: the plain ones are the newest, which it mostly chooses.
+    add_decode_attention(plan, c, shape.dtype, h, std::min(rows, add_index_step(plan, c, h)), key, value);
   }
   return plan;
 }

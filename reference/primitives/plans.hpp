@@ -27,6 +27,11 @@ void add_append(Plan& plan, const LayerClass& c, Dtype dtype, const History& h);
 /// Classes without key-value rows: recurrent states are read and rewritten, nothing else.
 bool add_state_step(Plan& plan, const LayerClass& c, const History& h);
 
+/// The learned index of a class in one step: every index row is scored and the best index_top_k are chosen. Returns the
+/// entries that attention reads: all of them, without a step, while there is nothing to choose. The heads of the index
+/// query are reduced in the kernel; a class does not say how many there are, so the arithmetic is that of one.
+Tokens add_index_step(Plan& plan, const LayerClass& c, const History& h);
+
 Plan dense_decode_plan(const CacheShape& shape, const History& h);
 
 /// Attention of the prompt in its chunks, every layer, causal; `density` is the share of causal pairs that is computed.
