@@ -120,8 +120,8 @@ History StepModel::history(Tokens prompt, Tokens generated, int sequences, Token
   return {.prompt = prompt, .generated = generated, .sequences = sequences, .shared_prefix = shared, .chunk = whole_prompt_ ? Tokens(0) : d_.chunk};
 }
 
-Plan StepModel::decode_plan(Tokens context, int sequences, Tokens shared) const {
-  const History h = history(context, Tokens(0), sequences, shared);
+Plan StepModel::decode_plan(Tokens prompt, Tokens context, int sequences, Tokens shared) const {
+  const History h = history(prompt, context - prompt, sequences, shared);
   return d_.released_plan ? recipe_.released_decode_plan(h) : recipe_.decode_plan(h);
 }
 
@@ -146,9 +146,9 @@ double StepModel::collective_s(double bytes) const {
   return constant(C::collective_base_s) + constant(C::collective_rank_s) * ranks + bytes / link_bandwidth_;
 }
 
-Totals StepModel::decode(Tokens context, int batch, Tokens shared) const {
+Totals StepModel::decode(Tokens prompt, Tokens context, int batch, Tokens shared) const {
   Totals totals;
-  decode_parts(context, batch, shared, [&totals](const Part& p) { totals.add(p); });
+  decode_parts(prompt, context, batch, shared, [&totals](const Part& p) { totals.add(p); });
   return totals;
 }
 
