@@ -34,7 +34,7 @@ void check_prompt(Tokens prompt, Tokens context) {
 StepFigures Evaluator::step(Tokens context, int batch) const { return step(context, context, batch); }
 
 StepFigures Evaluator::step(Tokens prompt, Tokens context, int batch) const {
-  check_sizes(context, batch);
+  check_sizes(model(), context, batch);
   check_prompt(prompt, context);
   const StepModel& s = model();
   const Totals t = s.decode(prompt, context, batch);
@@ -60,14 +60,14 @@ StepFigures Evaluator::step(Tokens prompt, Tokens context, int batch) const {
 }
 
 double Evaluator::prefill_s(Tokens prompt, int batch) const {
-  check_sizes(prompt, batch);
+  check_sizes(model(), prompt, batch);
   return model().prefill(prompt, batch).seconds;
 }
 
 double Evaluator::size_factor(Tokens context) const { return size_factor(context, context); }
 
 double Evaluator::size_factor(Tokens prompt, Tokens context) const {
-  check_sizes(context, 1);
+  check_sizes(model(), context, 1);
   check_prompt(prompt, context);
   const double stored = static_cast<double>(model().recipe().ledger({.prompt = prompt, .generated = context - prompt}).total().value);
   return stored > 0 ? model().baseline_bytes(context) / stored : 1.0;

@@ -69,7 +69,7 @@ StepExplained Evaluator::explain_step(Tokens prompt, Tokens context, int batch) 
 }
 
 StepExplained Evaluator::explain_prefill(Tokens prompt, int batch) const {
-  check_sizes(prompt, batch);
+  check_sizes(model(), prompt, batch);
   StepExplained e;
   const StepModel& s = model();
   Totals t;

@@ -40,7 +40,7 @@ std::int64_t StepModel::max_batch(Tokens prompt, Tokens context, Tokens shared) 
 }
 
 Memory Evaluator::memory(Tokens prompt, Tokens context, int batch) const {
-  check_sizes(context, batch);
+  check_sizes(model(), context, batch);
   if (prompt.value < 1 || prompt > context)
     throw InvalidArgument(cat("prompt is ", prompt.value, ", must be from 1 to context (", context.value, ")"));
   const StepModel& s = model();

@@ -40,6 +40,15 @@ void check_sizes(Tokens context, int batch) {
   if (batch < 1 || batch > kMostSequences) throw InvalidArgument(cat("batch is ", batch, ", must be from 1 to ", kMostSequences));
 }
 
+void check_sizes(const StepModel& model, Tokens context, int batch) {
+  check_sizes(context, batch);
+  // Bytes are 64-bit integers; kernels move a cache and some scores and partial results beside it.
+  const double bytes = static_cast<double>(dense_bytes(model.deployment().model->cache, context).value) * batch;
+  if (bytes > 0x1p61)
+    throw InvalidArgument(cat("context x batch is ", context.value, " x ", batch, ": an uncompressed cache of ", model.deployment().model->slug, " would take ",
+                              fmt::format("{:.3g}", bytes), " bytes, must be at most 2^61"));
+}
+
 std::optional<std::string> why_not(const Deployment& d) {
   if (d.model == nullptr) return "model is missing, must be a model descriptor";
   for (const auto& [name, n] : {std::pair{"tp", d.tp}, std::pair{"pp", d.pp}, std::pair{"dp", d.dp}, std::pair{"ep", d.ep}})

@@ -107,6 +107,8 @@ class StepModel {
 
 /// Throws for a context or batch that cannot be.
 void check_sizes(Tokens context, int batch);
+/// The same, and where an uncompressed cache of the model would leave the range in which bytes are counted.
+void check_sizes(const StepModel& model, Tokens context, int batch);
 
 }  // namespace kvatlas::sim
 

@@ -86,7 +86,7 @@ Fixed prepare(const StepModel& s, const Workload& w) {
   const Tokens past((w.turns - 1) * (w.prompt.value + w.output.value) / 2);
   f.prompt = past + w.prompt;
   f.mean_context = f.prompt + Tokens(ceil_div(w.output.value, 2));
-  check_sizes(f.prompt + w.output, 1);
+  check_sizes(s, f.prompt + w.output, 1);
   const double found = s.prefix_credit() * (static_cast<double>(past.value) + w.prefix_hit * static_cast<double>(w.prompt.value));
   const std::int64_t page = s.engine().page.value;
   const Tokens hit(std::min(f.prompt.value - 1, static_cast<std::int64_t>(found)) / page * page);  // whole pages only
