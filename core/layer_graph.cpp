@@ -59,6 +59,8 @@ CacheShape shape_of_layers(const CacheShape& shape, const std::vector<int>& keep
   for (const LayerClass& c : shape.classes) {
     LayerClass part = c;
     part.layers.clear();
+    // A class cut in two keeps its readers once: with its first owner.
+    if (c.layers.empty() || std::find(keep.begin(), keep.end(), c.layers.front()) == keep.end()) part.readers.clear();
     std::copy_if(c.layers.begin(), c.layers.end(), std::back_inserter(part.layers),
                  [&](int l) { return std::find(keep.begin(), keep.end(), l) != keep.end(); });
     if (!part.layers.empty()) out.classes.push_back(std::move(part));

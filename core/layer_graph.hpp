@@ -95,7 +95,8 @@ std::optional<std::string> why_not(const CacheShape& shape);
 /// there are fewer of them than ranks, latent rows stay whole on every rank.
 CacheShape shape_of_rank(const CacheShape& shape, int ranks);
 
-/// The sub-shape of the layers in `keep`; classes that lose all layers vanish.
+/// The sub-shape of the layers in `keep`; classes that lose all layers vanish. The readers of a class stay in the part that
+/// keeps its first owner, so that parts which cover a class count them once.
 CacheShape shape_of_layers(const CacheShape& shape, const std::vector<int>& keep);
 
 /// Bytes of the uncompressed cache of `context` tokens: every owner's rows, windows cut, states counted.

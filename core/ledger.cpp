@@ -42,9 +42,10 @@ void Ledger::add(std::string_view component, Side side, Scope scope, Bytes bytes
 }
 
 void Ledger::add(const Ledger& other) {
-  const Bytes joint_prefill = prefill() + other.prefill();
+  const Bytes joint_prefill = prefill() + other.prefill(), joint_high_water = high_water() + other.high_water();
   for (const LedgerEntry& e : other.entries_) add(e.component, e.side, e.scope, e.bytes);
   prefill_ = joint_prefill;
+  high_water_ = joint_high_water;
 }
 
 Bytes Ledger::total() const {

@@ -69,9 +69,15 @@ class Ledger {
   Bytes prefill() const { return prefill_.value < 0 ? total() : prefill_; }
   Bytes peak() const { return prefill() < total() ? total() : prefill(); }
 
+  /// The most bytes that the cache held after its prompt on the way to this history; an allocator must have room for them.
+  /// Unset: the cache never held more than now.
+  void set_high_water(Bytes bytes) { high_water_ = bytes; }
+  Bytes high_water() const { return high_water_ < total() ? total() : high_water_; }
+
  private:
   boost::container::small_vector<LedgerEntry, 12> entries_;
   Bytes prefill_{-1};
+  Bytes high_water_{-1};
 };
 
 }  // namespace kvatlas

@@ -22,11 +22,23 @@ Evaluator& Evaluator::operator=(Evaluator&&) noexcept = default;
 
 const Deployment& Evaluator::deployment() const { return model().deployment(); }
 
-StepFigures Evaluator::step(Tokens context, int batch) const {
-  check_sizes(context, batch);
+namespace {
+
+void check_prompt(Tokens prompt, Tokens context) {
+  if (prompt.value < 1 || prompt > context)
+    throw InvalidArgument(cat("prompt is ", prompt.value, ", must be from 1 to context (", context.value, ")"));
+}
+
+}  // namespace
+
+StepFigures Evaluator::step(Tokens context, int batch) const { return step(context, context, batch); }
+
+StepFigures Evaluator::step(Tokens prompt, Tokens context, int batch) const {
+  check_sizes(model(), context, batch);
+  check_prompt(prompt, context);
   const StepModel& s = model();
-  const Totals t = s.decode(context, batch);
-  const MemoryTerms m = s.memory(context, context, batch);
+  const Totals t = s.decode(prompt, context, batch);
+  const MemoryTerms m = s.memory(prompt, context, batch);
   const Interval i = s.interval(context, t);
   const double rounds = 1.0 / s.emitted();  // a round of speculation emits several tokens; figures are for one
   StepFigures f;
@@ -48,13 +60,16 @@ StepFigures Evaluator::step(Tokens context, int batch) const {
 }
 
 double Evaluator::prefill_s(Tokens prompt, int batch) const {
-  check_sizes(prompt, batch);
+  check_sizes(model(), prompt, batch);
   return model().prefill(prompt, batch).seconds;
 }
 
-double Evaluator::size_factor(Tokens context) const {
-  check_sizes(context, 1);
-  const double stored = static_cast<double>(model().recipe().ledger(History{.prompt = context}).total().value);
+double Evaluator::size_factor(Tokens context) const { return size_factor(context, context); }
+
+double Evaluator::size_factor(Tokens prompt, Tokens context) const {
+  check_sizes(model(), context, 1);
+  check_prompt(prompt, context);
+  const double stored = static_cast<double>(model().recipe().ledger({.prompt = prompt, .generated = context - prompt}).total().value);
   return stored > 0 ? model().baseline_bytes(context) / stored : 1.0;
 }
 

@@ -122,6 +122,10 @@ class Evaluator {
   /// The microscope: one decode step at `context` cached tokens. Allocation-free for recipes of uniform methods.
   StepFigures step(Tokens context, int batch) const;
   StepExplained explain_step(Tokens context, int batch) const;
+  /// The same step of sequences whose first `prompt` tokens came as the prompt and the others were generated; the microscope
+  /// takes the whole context for the prompt.
+  StepFigures step(Tokens prompt, Tokens context, int batch) const;
+  StepExplained explain_step(Tokens prompt, Tokens context, int batch) const;
   /// Time of processing `batch` prompts of `prompt` tokens, the method's own work included.
   double prefill_s(Tokens prompt, int batch) const;
   StepExplained explain_prefill(Tokens prompt, int batch) const;
@@ -129,6 +133,8 @@ class Evaluator {
   WorkloadFigures workload(const Workload& w) const;
   /// Stored bytes of an uncompressed cache over stored bytes under the recipe.
   double size_factor(Tokens context) const;
+  /// The same when only the first `prompt` of the context's tokens came as the prompt.
+  double size_factor(Tokens prompt, Tokens context) const;
 
  private:
   const StepModel& model() const { return *model_; }

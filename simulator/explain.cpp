@@ -44,19 +44,21 @@ std::string kernel_formula(const KernelModel& model, const KernelCall& call) {
              ", vector ", us(t.vector_s), " + tail ", us(t.tail_s), ") = ", us(time.ideal_s * call.launches), ", bound by ", name_of(time.bound));
 }
 
-StepExplained Evaluator::explain_step(Tokens context, int batch) const {
+StepExplained Evaluator::explain_step(Tokens context, int batch) const { return explain_step(context, context, batch); }
+
+StepExplained Evaluator::explain_step(Tokens prompt, Tokens context, int batch) const {
   StepExplained e;
-  e.figures = step(context, batch);
+  e.figures = step(prompt, context, batch);
   const StepModel& s = model();
   Totals t;
-  s.decode_parts(context, batch, Tokens(0), [&](const Part& p) {
+  s.decode_parts(prompt, context, batch, Tokens(0), [&](const Part& p) {
     t.add(p);
     collect(e.parts, p);
   });
   finish(e);
   e.formulas.push_back(total_line("step", t));
-  s.kernel_formulas(context, batch, e.formulas);
-  const MemoryTerms m = s.memory(context, context, batch);
+  s.kernel_formulas(prompt, context, batch, e.formulas);
+  const MemoryTerms m = s.memory(prompt, context, batch);
   e.formulas.push_back(cat("peak = weights ", gib(m.weights), " + workspace ", gib(m.workspace), " + cache ", gib(m.cache), " + uncompressed prompt ",
                            gib(m.prefill_extra), " = ", gib(m.total()), " of ", gib(s.available_bytes()), " on one GPU"));
   const auto [low, high] = StepModel::widths(e.figures.evidence);
@@ -67,7 +69,7 @@ StepExplained Evaluator::explain_step(Tokens context, int batch) const {
 }
 
 StepExplained Evaluator::explain_prefill(Tokens prompt, int batch) const {
-  check_sizes(prompt, batch);
+  check_sizes(model(), prompt, batch);
   StepExplained e;
   const StepModel& s = model();
   Totals t;
@@ -96,9 +98,9 @@ StepExplained Evaluator::explain_prefill(Tokens prompt, int batch) const {
   return e;
 }
 
-void StepModel::kernel_formulas(Tokens context, int batch, std::vector<std::string>& out) const {
+void StepModel::kernel_formulas(Tokens prompt, Tokens context, int batch, std::vector<std::string>& out) const {
   const int sequences = static_cast<int>(ceil_div(replica_batch(batch), d_.pp));
-  const Plan plan = decode_plan(context, sequences, Tokens(0));
+  const Plan plan = decode_plan(prompt, context, sequences, Tokens(0));
   for (const KernelCall& call : plan.calls()) out.push_back(kernel_formula(kernels_, call));
 }
 

@@ -13,9 +13,10 @@ MemoryTerms StepModel::memory(Tokens prompt, Tokens context, int batch, Tokens s
   const int sequences = replica_batch(batch);
   // A sequence owns whole pages: the ledger of the rounded length is what the allocator hands out.
   const Tokens allocated(round_up(context.value, engine_->page.value));
+  // Where the stored bytes go up and down, the allocator keeps room for the most that a sequence ever holds.
   MemoryTerms m;
   m.weights = matrices_.weight_bytes() * stage_share_;
-  m.cache = static_cast<double>(recipe_.running_ledger(history(prompt, allocated - prompt, sequences, shared)).total().value) * stage_share_;
+  m.cache = static_cast<double>(recipe_.running_ledger(history(prompt, allocated - prompt, sequences, shared)).high_water().value) * stage_share_;
   // Prompts are processed one after the other, so one sequence at a time holds its uncompressed rows.
   const Ledger one = recipe_.running_ledger(history(prompt, Tokens(0), 1));
   m.prefill_extra = static_cast<double>((one.peak() - one.total()).value) * stage_share_;
@@ -40,7 +41,7 @@ std::int64_t StepModel::max_batch(Tokens prompt, Tokens context, Tokens shared) 
 }
 
 Memory Evaluator::memory(Tokens prompt, Tokens context, int batch) const {
-  check_sizes(context, batch);
+  check_sizes(model(), context, batch);
   if (prompt.value < 1 || prompt > context)
     throw InvalidArgument(cat("prompt is ", prompt.value, ", must be from 1 to context (", context.value, ")"));
   const StepModel& s = model();

@@ -40,6 +40,15 @@ void check_sizes(Tokens context, int batch) {
   if (batch < 1 || batch > kMostSequences) throw InvalidArgument(cat("batch is ", batch, ", must be from 1 to ", kMostSequences));
 }
 
+void check_sizes(const StepModel& model, Tokens context, int batch) {
+  check_sizes(context, batch);
+  // Bytes are 64-bit integers; kernels move a cache and some scores and partial results beside it.
+  const double bytes = static_cast<double>(dense_bytes(model.deployment().model->cache, context).value) * batch;
+  if (bytes > 0x1p61)
+    throw InvalidArgument(cat("context x batch is ", context.value, " x ", batch, ": an uncompressed cache of ", model.deployment().model->slug, " would take ",
+                              fmt::format("{:.3g}", bytes), " bytes, must be at most 2^61"));
+}
+
 std::optional<std::string> why_not(const Deployment& d) {
   if (d.model == nullptr) return "model is missing, must be a model descriptor";
   for (const auto& [name, n] : {std::pair{"tp", d.tp}, std::pair{"pp", d.pp}, std::pair{"dp", d.dp}, std::pair{"ep", d.ep}})
@@ -120,8 +129,8 @@ History StepModel::history(Tokens prompt, Tokens generated, int sequences, Token
   return {.prompt = prompt, .generated = generated, .sequences = sequences, .shared_prefix = shared, .chunk = whole_prompt_ ? Tokens(0) : d_.chunk};
 }
 
-Plan StepModel::decode_plan(Tokens context, int sequences, Tokens shared) const {
-  const History h = history(context, Tokens(0), sequences, shared);
+Plan StepModel::decode_plan(Tokens prompt, Tokens context, int sequences, Tokens shared) const {
+  const History h = history(prompt, context - prompt, sequences, shared);
   return d_.released_plan ? recipe_.released_decode_plan(h) : recipe_.decode_plan(h);
 }
 
@@ -146,9 +155,9 @@ double StepModel::collective_s(double bytes) const {
   return constant(C::collective_base_s) + constant(C::collective_rank_s) * ranks + bytes / link_bandwidth_;
 }
 
-Totals StepModel::decode(Tokens context, int batch, Tokens shared) const {
+Totals StepModel::decode(Tokens prompt, Tokens context, int batch, Tokens shared) const {
   Totals totals;
-  decode_parts(context, batch, shared, [&totals](const Part& p) { totals.add(p); });
+  decode_parts(prompt, context, batch, shared, [&totals](const Part& p) { totals.add(p); });
   return totals;
 }
 

@@ -53,15 +53,16 @@ class StepModel {
   const BoundRecipe& recipe() const { return recipe_; }
   int gpus() const { return d_.tp * d_.pp * d_.dp; }
 
-  /// Calls sink(const Part&) for every part of one decode step of the whole batch, whose sequences share their first
-  /// `shared` tokens. Allocates nothing for uniform methods.
+  /// Calls sink(const Part&) for every part of one decode step of the whole batch. Of the `context` tokens of a sequence the
+  /// first `prompt` came as its prompt (methods that compress only the prompt keep the rest), the first `shared` are the same
+  /// in all sequences. Allocates nothing for uniform methods.
   template <class Sink>
-  void decode_parts(Tokens context, int batch, Tokens shared, Sink&& sink) const;
+  void decode_parts(Tokens prompt, Tokens context, int batch, Tokens shared, Sink&& sink) const;
   /// The same for processing `batch` prompts.
   template <class Sink>
   void prefill_parts(Tokens prompt, int batch, Sink&& sink) const;
 
-  Totals decode(Tokens context, int batch, Tokens shared = Tokens(0)) const;
+  Totals decode(Tokens prompt, Tokens context, int batch, Tokens shared = Tokens(0)) const;
   Totals prefill(Tokens prompt, int batch) const;
   /// Tokens that a step emits for each sequence: 1 but for speculation.
   double emitted() const { return emitted_; }
@@ -78,7 +79,7 @@ class StepModel {
   Interval interval(Tokens context, const Totals& totals) const;
 
   /// One line for each kernel call of a decode step, with its terms.
-  void kernel_formulas(Tokens context, int batch, std::vector<std::string>& out) const;
+  void kernel_formulas(Tokens prompt, Tokens context, int batch, std::vector<std::string>& out) const;
 
   double energy_j(const Totals& totals) const;
   /// Share of prefix hits that the recipe's methods can use: the worst of their records.
@@ -92,7 +93,7 @@ class StepModel {
   double collective_s(double bytes) const;
   int replica_batch(int batch) const { return static_cast<int>(ceil_div(batch, d_.dp)); }
   History history(Tokens prompt, Tokens generated, int sequences, Tokens shared = Tokens(0)) const;
-  Plan decode_plan(Tokens context, int sequences, Tokens shared) const;
+  Plan decode_plan(Tokens prompt, Tokens context, int sequences, Tokens shared) const;
 
   Deployment d_;
   const Engine* engine_;
@@ -106,6 +107,8 @@ class StepModel {
 
 /// Throws for a context or batch that cannot be.
 void check_sizes(Tokens context, int batch);
+/// The same, and where an uncompressed cache of the model would leave the range in which bytes are counted.
+void check_sizes(const StepModel& model, Tokens context, int batch);
 
 }  // namespace kvatlas::sim
 

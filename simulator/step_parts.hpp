@@ -50,10 +50,10 @@ void StepModel::pass_parts(double tokens, double heads_rows, double sequences, d
 }
 
 template <class Sink>
-void StepModel::decode_parts(Tokens context, int batch, Tokens shared, Sink&& sink) const {
+void StepModel::decode_parts(Tokens prompt, Tokens context, int batch, Tokens shared, Sink&& sink) const {
   // Pipeline stages work on one micro-batch each, so a step of the whole batch costs every layer at the micro-batch.
   const int sequences = static_cast<int>(ceil_div(replica_batch(batch), d_.pp));
-  const Plan plan = decode_plan(context, sequences, shared);
+  const Plan plan = decode_plan(prompt, context, sequences, shared);
   double rows = 0, attentions = 0;
   for (const KernelCall& call : plan.calls()) {
     sink(kernel_part(call));

@@ -27,7 +27,7 @@ struct State {
   double step_s = 0, rate = 0, ttft_s = 0, tpot_s = 0, decode_share = 0;
 };
 
-Totals decode_of(const Fixed& f, std::int64_t concurrency) { return f.s->decode(f.mean_context, static_cast<int>(concurrency), f.shared); }
+Totals decode_of(const Fixed& f, std::int64_t concurrency) { return f.s->decode(f.prompt, f.mean_context, static_cast<int>(concurrency), f.shared); }
 
 /// Requests finished per second when a prompt costs `prefill` and a step of all in flight `step`.
 double rate_of(const Fixed& f, double concurrency, double prefill, double step) {
@@ -86,7 +86,7 @@ Fixed prepare(const StepModel& s, const Workload& w) {
   const Tokens past((w.turns - 1) * (w.prompt.value + w.output.value) / 2);
   f.prompt = past + w.prompt;
   f.mean_context = f.prompt + Tokens(ceil_div(w.output.value, 2));
-  check_sizes(f.prompt + w.output, 1);
+  check_sizes(s, f.prompt + w.output, 1);
   const double found = s.prefix_credit() * (static_cast<double>(past.value) + w.prefix_hit * static_cast<double>(w.prompt.value));
   const std::int64_t page = s.engine().page.value;
   const Tokens hit(std::min(f.prompt.value - 1, static_cast<std::int64_t>(found)) / page * page);  // whole pages only
@@ -125,7 +125,7 @@ WorkloadFigures Evaluator::workload(const Workload& w) const {
   const std::int64_t room = std::min(kMostInFlight, s.max_batch(f.prompt, longest, f.shared));
   WorkloadFigures out;
   out.prefill_s = f.prefill_s;
-  out.size_factor = size_factor(f.mean_context);
+  out.size_factor = size_factor(f.prompt, f.mean_context);
   if (room < 1) {
     out.why_not = memory(f.prompt, longest, 1).binding;
     out.peak_bytes = s.memory(f.prompt, longest, 1).total();

@@ -116,7 +116,7 @@ Answer workload(const sim::Evaluator& e, const sim::Workload& w) {
   // The breakdown shows the step in the middle of the output, at the concurrency that was found.
   const Tokens middle = w.prompt + Tokens(w.output.value / 2);
   const int batch = static_cast<int>(std::max<std::int64_t>(1, f.concurrency));
-  a.step = e.explain_step(middle, batch);
+  a.step = e.explain_step(w.prompt, middle, batch);
   a.memory = e.memory(w.prompt, w.prompt + w.output, batch);
   const bool ok = f.feasible;
   a.json = {{"mode", "workload"}, {"prompt", w.prompt.value}, {"output", w.output.value}, {"feasible", ok},

@@ -25,6 +25,7 @@ struct DecodeAttention {
   Tokens run{0};               // entries that lie contiguously (page or chunk of a gathered set); 0 = all
   bool emit_weights = false;   // softmax weights leave the kernel (methods that score by attention)
   int queries = 1;             // query rows per head (speculation verifies several)
+  bool partial = false;        // the result is merged with other parts: one span, too, leaves as float32 output, maximum, sum
 
   KernelCall call(double launches) const {
     const std::int64_t heads = sequences * kv_heads;
@@ -40,7 +41,7 @@ struct DecodeAttention {
     const std::int64_t rows = heads * q_per_kv * queries;
     const std::int64_t spans = span_count(tokens.value);
     e.read(rows, std::int64_t{k_dim} * bytes_of(dtype), spans);
-    if (spans > 1) {
+    if (spans > 1 || partial) {
       e.write(rows * spans, (std::int64_t{v_dim} + 2) * 4);
     } else {
       e.write(rows, std::int64_t{v_dim} * bytes_of(dtype));
@@ -89,6 +90,7 @@ struct PrefillAttention {
   Tokens window{0};   // 0 = all
   double density = 1.0;
   bool latent = false;
+  bool partial = false;  // the result is merged with other parts: it leaves as float32 output, maximum, sum
 
   double pairs() const {
     const double n = static_cast<double>(chunk.value), p = static_cast<double>(past.value);
@@ -110,14 +112,20 @@ struct PrefillAttention {
     Entry e(KernelId::prefill_attention, Stage::attention, launches);
     e.read(heads, keys * row, std::max<std::int64_t>(1, tiles / 2));
     e.read(heads * q_per_kv, chunk.value * k_dim * bytes_of(dtype));
-    e.write(heads * q_per_kv, chunk.value * v_dim * bytes_of(dtype));
+    if (partial) {
+      e.write(heads * q_per_kv * chunk.value, (std::int64_t{v_dim} + 2) * 4);
+    } else {
+      e.write(heads * q_per_kv, chunk.value * v_dim * bytes_of(dtype));
+    }
     const double p = pairs() * static_cast<double>(heads * q_per_kv);
     e.tensor(2.0 * p * (k_dim + v_dim)).vector(5.0 * p).work(heads * tiles, sequences);
     return e.call_;
   }
 };
 
-/// All queries of a group over key-value rows that the group shares (Hydragen): a matrix product, rows read once.
+/// All queries of a group over key-value rows that the group shares (Hydragen): a matrix product, rows read once. One query
+/// row a head is a decode step, split in spans; the rows of a prompt fill the machine unsplit, in tiles of 128 that re-read
+/// keys and values from L2, and leave one partial result each.
 struct SharedAttention {
   std::int64_t groups = 1;
   std::int64_t sequences = 1;  // all groups together
@@ -127,17 +135,20 @@ struct SharedAttention {
   int v_dim = 0;
   Dtype dtype = Dtype::bf16;
   Tokens tokens{0};
+  std::int64_t queries = 1;    // query rows per head and sequence: 1 in a decode step, the tail of a prompt
 
   KernelCall call(double launches) const {
-    const std::int64_t rows = sequences * kv_heads * q_per_kv;
-    const std::int64_t spans = span_count(tokens.value);
+    constexpr std::int64_t kQueryTile = 128;
+    const std::int64_t rows = sequences * kv_heads * q_per_kv * queries;
+    const std::int64_t tiles = queries > 1 ? ceil_div(rows, groups * kv_heads * kQueryTile) : 1;
+    const std::int64_t spans = queries > 1 ? 1 : span_count(tokens.value);
     Entry e(KernelId::shared_attention, Stage::attention, tokens.value > 0 ? launches : 0.0);
-    e.read(groups * kv_heads, tokens.value * k_dim * bytes_of(dtype)).read(groups * kv_heads, tokens.value * v_dim * bytes_of(dtype));
+    e.read(groups * kv_heads, tokens.value * k_dim * bytes_of(dtype), tiles).read(groups * kv_heads, tokens.value * v_dim * bytes_of(dtype), tiles);
     e.read(rows, std::int64_t{k_dim} * bytes_of(dtype), spans);
     e.write(rows * spans, (std::int64_t{v_dim} + 2) * 4);
     const double pairs = static_cast<double>(rows) * static_cast<double>(tokens.value);
-    e.tensor(2.0 * pairs * (k_dim + v_dim)).vector(5.0 * pairs).work(groups * kv_heads * spans, groups);
-    if (tokens.value > span_length(tokens.value)) e.uneven(groups * kv_heads, tokens.value, span_length(tokens.value));
+    e.tensor(2.0 * pairs * (k_dim + v_dim)).vector(5.0 * pairs).work(groups * kv_heads * spans * tiles, groups);
+    if (spans > 1 && tokens.value > span_length(tokens.value)) e.uneven(groups * kv_heads, tokens.value, span_length(tokens.value));
     return e.call_;
   }
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/kernels/attention.hpp"
+#include "core/kernels/select.hpp"
 #include "core/kernels/store.hpp"
 
 namespace kvatlas {
@@ -62,19 +63,33 @@ bool add_state_step(Plan& plan, const LayerClass& c, const History& h) {
   return c.kind == RowKind::state || c.kind == RowKind::none;
 }
 
+Tokens add_index_step(Plan& plan, const LayerClass& c, const History& h) {
+  const Tokens tokens(ceil_div(c.visible(h.tokens()).value, c.pool));
+  if (c.index_top_k <= 0 || tokens.value <= c.index_top_k) return tokens;
+  const double launches = c.count() + static_cast<double>(c.readers.size());
+  plan.add(kernels::LabelScore{.sequences = h.sequences, .heads = 1, .q_per_head = 1, .channels = c.index_dim,
+                               .label_bits = static_cast<std::int64_t>(8 * c.index_bytes), .tokens = tokens}
+               .call(launches));
+  plan.add(kernels::TopK{.rows = h.sequences, .candidates = tokens.value, .k = c.index_top_k}.call(launches));
+  return Tokens(c.index_top_k);
+}
+
 Plan dense_decode_plan(const CacheShape& shape, const History& h) {
   Plan plan;
   for (const LayerClass& c : shape.classes) {
     if (add_state_step(plan, c, h)) continue;
     add_append(plan, c, shape.dtype, h);
-    Tokens tokens(ceil_div(c.visible(h.tokens()).value, c.pool));
-    if (c.index_top_k > 0) tokens = std::min(tokens, Tokens(c.index_top_k));
-    add_decode_attention(plan, c, shape.dtype, h, tokens);
+    add_decode_attention(plan, c, shape.dtype, h, add_index_step(plan, c, h));
   }
   return plan;
 }
 
-Plan dense_prefill_plan(const CacheShape& shape, const History& h, double density) {
+namespace {
+
+/// The formats in which a class's prompt rows are appended: keys, then values.
+using AppendFormats = std::function<std::pair<CodeFormat, CodeFormat>(const LayerClass& c)>;
+
+Plan prompt_plan(const CacheShape& shape, const History& h, double density, const AppendFormats& formats) {
   Plan plan;
   const std::int64_t chunk = h.chunk.value > 0 ? std::min(h.chunk, h.prompt).value : h.prompt.value;
   if (chunk <= 0) return plan;
@@ -100,22 +115,29 @@ Plan dense_prefill_plan(const CacheShape& shape, const History& h, double densit
       attention.chunk = Tokens(rest);
       plan.add(attention.call(layers));
     }
+    const auto [key, value] = formats(c);
     plan.add(kernels::Append{.sequences = h.sequences, .kv_heads = c.kv_heads, .k_dim = c.k_dim,
                              .v_dim = c.kind == RowKind::latent ? 0 : c.v_dim, .dtype = shape.dtype,
-                             .k_format = CodeFormat::plain(shape.dtype), .v_format = CodeFormat::plain(shape.dtype), .rows = chunk}
+                             .k_format = key, .v_format = value, .rows = chunk}
                  .call(c.count() * static_cast<double>(whole) + (rest > 0 ? c.count() * static_cast<double>(rest) / static_cast<double>(chunk) : 0.0)));
   }
   return plan;
 }
-
-namespace {
 
 /// Rows of one side that are in `format` when the sequence has `context` tokens.
 std::int64_t coded_rows(const SideLayout& layout, Tokens rows) { return std::max<std::int64_t>(0, (rows - layout.plain).value); }
 
 int width(const LayerClass& c, Side side) { return side == Side::key ? c.k_dim : c.v_dim; }
 
+/// Rows that are coded as they come: no plain row of theirs ever lies in the cache.
+bool coded_on_append(const SideLayout& layout) { return layout.flush.value == 0 && layout.plain.value == 0; }
+
 }  // namespace
+
+Plan dense_prefill_plan(const CacheShape& shape, const History& h, double density) {
+  const CodeFormat plain = CodeFormat::plain(shape.dtype);
+  return prompt_plan(shape, h, density, [plain](const LayerClass&) { return std::pair{plain, plain}; });
+}
 
 Plan side_decode_plan(const CacheShape& shape, const History& h, const SideLayoutOf& layout) {
   Plan plan;
@@ -134,20 +156,28 @@ Plan side_decode_plan(const CacheShape& shape, const History& h, const SideLayou
         plan.add(kernels::QuantizePack{.heads = std::int64_t{h.sequences} * c.kv_heads, .rows = l->flush.value,
                                        .dim = width(c, side), .dtype = shape.dtype, .format = l->format}
                      .call(c.count() / static_cast<double>(l->flush.value)));
-    add_decode_attention(plan, c, shape.dtype, h, rows, key, value);
+    // What a learned index leaves out is taken from the coded rows: the plain ones are the newest, which it mostly chooses.
+    add_decode_attention(plan, c, shape.dtype, h, std::min(rows, add_index_step(plan, c, h)), key, value);
   }
   return plan;
 }
 
 Plan side_prefill_plan(const CacheShape& shape, const History& h, const SideLayoutOf& layout) {
-  Plan plan = dense_prefill_plan(shape, h);
+  const auto appended = [&](const LayerClass& c) {
+    const auto format_of = [&](Side side) {
+      const SideLayout l = layout(c, side, c.visible(h.prompt));
+      return coded_on_append(l) ? l.format : CodeFormat::plain(shape.dtype);
+    };
+    return std::pair{format_of(Side::key), format_of(Side::value)};
+  };
+  Plan plan = prompt_plan(shape, h, 1.0, appended);
   for (const LayerClass& c : shape.classes) {
     if (c.kind != RowKind::kv && c.kind != RowKind::latent) continue;
     const Tokens rows = c.visible(h.prompt);
     for (const Side side : {Side::key, Side::value}) {
       if (side == Side::value && c.kind == RowKind::latent) continue;
       const SideLayout l = layout(c, side, rows);
-      if (l.format == CodeFormat::plain(shape.dtype)) continue;
+      if (coded_on_append(l) || l.format == CodeFormat::plain(shape.dtype)) continue;
       plan.add(kernels::QuantizePack{.heads = std::int64_t{h.sequences} * c.kv_heads, .rows = coded_rows(l, rows),
                                      .dim = width(c, side), .dtype = shape.dtype, .format = l.format}
                    .call(c.count()));

@@ -27,6 +27,11 @@ void add_append(Plan& plan, const LayerClass& c, Dtype dtype, const History& h);
 /// Classes without key-value rows: recurrent states are read and rewritten, nothing else.
 bool add_state_step(Plan& plan, const LayerClass& c, const History& h);
 
+/// The learned index of a class in one step: every index row is scored and the best index_top_k are chosen. Returns the
+/// entries that attention reads: all of them, without a step, while there is nothing to choose. The heads of the index
+/// query are reduced in the kernel; a class does not say how many there are, so the arithmetic is that of one.
+Tokens add_index_step(Plan& plan, const LayerClass& c, const History& h);
+
 Plan dense_decode_plan(const CacheShape& shape, const History& h);
 
 /// Attention of the prompt in its chunks, every layer, causal; `density` is the share of causal pairs that is computed.
@@ -39,7 +44,8 @@ using SideLayoutOf = std::function<SideLayout(const LayerClass& c, Side side, To
 /// Plans of methods whose two sides are coded apart: rows are appended (coded at once, or plain and flushed later, the
 /// flush spread over the steps between two of them) and read by one fused kernel.
 Plan side_decode_plan(const CacheShape& shape, const History& h, const SideLayoutOf& layout);
-/// Prompt attention over plain rows, then one quantize pass over what the layout codes.
+/// Prompt attention; rows that are coded as they come are appended in their format, others in the dtype with one quantize
+/// pass over what the layout codes after it.
 Plan side_prefill_plan(const CacheShape& shape, const History& h, const SideLayoutOf& layout);
 
 }  // namespace kvatlas

@@ -105,8 +105,10 @@ SideLayout side_layout(const Params&, const LayerClass&, Side, Dtype, Tokens) {
 }
 
 std::optional<std::string> why_not(const Params&, const CacheShape& shape) {
-  for (const LayerClass& c : shape.classes)
+  for (const LayerClass& c : shape.classes) {
     if (c.kind == RowKind::pooled) return std::string("a layer keeps pooled rows, must keep keys and values or latent rows");
+    if (c.index_bytes > 0) return cat("a layer keeps index rows of ", c.index_bytes, " bytes a token, must keep none: fp8_kv codes keys, values and latent rows alone");
+  }
   return std::nullopt;
 }
 

@@ -101,8 +101,10 @@ class Int8Store final : public SideStore {
 };
 
 std::optional<std::string> why_not(const Params&, const CacheShape& shape) {
-  for (const LayerClass& c : shape.classes)
+  for (const LayerClass& c : shape.classes) {
     if (c.kind == RowKind::pooled) return std::string("a layer keeps pooled rows, must keep keys and values or latent rows");
+    if (c.index_bytes > 0) return cat("a layer keeps index rows of ", c.index_bytes, " bytes a token, must keep none: int8_pth codes keys, values and latent rows alone");
+  }
   return std::nullopt;
 }
 

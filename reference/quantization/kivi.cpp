@@ -39,6 +39,7 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
     if (c.kind == RowKind::latent || c.kind == RowKind::pooled)
       return cat("a layer keeps ", c.kind == RowKind::latent ? "latent" : "pooled", " rows, must keep keys and values: kivi codes them along different axes");
     if (c.kind != RowKind::kv) continue;
+    if (c.index_bytes > 0) return cat("a layer keeps index rows of ", c.index_bytes, " bytes a token, must keep none: kivi codes keys and values alone");
     if (c.window.value > 0)
       return cat("a layer has a sliding window of ", c.window.value, " tokens, must have none: a key group leaves as a whole");
     if (c.v_dim % p.group_size != 0) return cat("group_size is ", p.group_size, ", must divide head_dim (", c.v_dim, ")");

@@ -64,16 +64,17 @@ Plan decode_plan(const Params&, const CacheShape& shape, const History& h, const
                  .call(c.count()));
     plan.add(kernels::DecodeAttention{.sequences = h.sequences, .kv_heads = c.kv_heads, .q_per_kv = c.q_per_kv(),
                                       .k_dim = c.k_dim, .v_dim = c.v_dim, .dtype = shape.dtype, .tokens = tail,
-                                      .k_format = plain, .v_format = plain}
+                                      .k_format = plain, .v_format = plain, .partial = true}
                  .call(tail.value > 0 ? c.count() : 0));
     plan.add(kernels::StateMerge{.rows = std::int64_t{h.sequences} * c.q_heads,
-                                 .levels = span_count(h.shared_prefix.value) + std::max<std::int64_t>(1, span_count(tail.value)),
+                                 .levels = span_count(h.shared_prefix.value) + span_count(tail.value),
                                  .v_dim = c.v_dim, .dtype = shape.dtype}
                  .call(c.count()));
   }
   return plan;
 }
 
+/// The prefix once; then all tails over it together, each over itself, and the merge of the two.
 Plan prefill_plan(const Params&, const CacheShape& shape, const History& h, const ContentCounts&) {
   if (h.shared_prefix.value == 0) return dense_prefill_plan(shape, h);
   History prefix = h;
@@ -83,8 +84,14 @@ Plan prefill_plan(const Params&, const CacheShape& shape, const History& h, cons
   const Tokens tail = h.prompt - h.shared_prefix;
   if (tail.value <= 0) return plan;
   for (const LayerClass& c : shape.classes) {
-    plan.add(kernels::PrefillAttention{.sequences = h.sequences, .kv_heads = c.kv_heads, .q_per_kv = c.q_per_kv(),
-                                       .k_dim = c.k_dim, .v_dim = c.v_dim, .dtype = shape.dtype, .past = h.shared_prefix, .chunk = tail}
+    plan.add(kernels::SharedAttention{.sequences = h.sequences, .kv_heads = c.kv_heads, .q_per_kv = c.q_per_kv(), .k_dim = c.k_dim,
+                                      .v_dim = c.v_dim, .dtype = shape.dtype, .tokens = h.shared_prefix, .queries = tail.value}
+                 .call(c.count()));
+    plan.add(kernels::PrefillAttention{.sequences = h.sequences, .kv_heads = c.kv_heads, .q_per_kv = c.q_per_kv(), .k_dim = c.k_dim,
+                                       .v_dim = c.v_dim, .dtype = shape.dtype, .past = Tokens(0), .chunk = tail, .partial = true}
+                 .call(c.count()));
+    plan.add(kernels::StateMerge{.rows = std::int64_t{h.sequences} * c.q_heads * tail.value,
+                                 .levels = tail.value > 1 ? 2 : span_count(h.shared_prefix.value) + 1, .v_dim = c.v_dim, .dtype = shape.dtype}
                  .call(c.count()));
     plan.add(kernels::Append{.sequences = h.sequences, .kv_heads = c.kv_heads, .k_dim = c.k_dim, .v_dim = c.v_dim,
                              .dtype = shape.dtype, .k_format = CodeFormat::plain(shape.dtype),

@@ -37,6 +37,10 @@ struct Params {
     return seen <= capacity ? 0 : ceil_div((seen - capacity).value, freed().value);
   }
   Tokens slots(Tokens seen) const { return seen - freed() * compressions(seen); }
+  /// Slots that a step attends to, on average over the cycle it lies in: past the capacity the count runs from
+  /// capacity - freed + 1 up to capacity and falls back. A plan for one context stands for its whole neighbourhood, and
+  /// round contexts lie at the same point of the cycle.
+  Tokens mean_slots(Tokens seen) const { return seen <= capacity ? seen : capacity - Tokens((freed().value - 1) / 2); }
 };
 
 std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
@@ -56,10 +60,14 @@ Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h
     ledger.add("rows", Side::key, Scope::token, Bytes(rows * c.k_dim));
     ledger.add("rows", Side::value, Scope::token, Bytes(rows * c.v_dim));
   }
-  Bytes prompt{0};
-  for (const LayerClass& c : shape.classes)
-    prompt += Bytes(p.slots(h.prompt).value * c.values_per_token() * c.count() * h.sequences * bytes_of(shape.dtype));
+  Bytes prompt{0}, most{0};
+  for (const LayerClass& c : shape.classes) {
+    const std::int64_t row = c.values_per_token() * c.count() * h.sequences * bytes_of(shape.dtype);
+    prompt += Bytes(p.slots(h.prompt).value * row);
+    most += Bytes(std::min(h.tokens(), p.capacity).value * row);
+  }
   ledger.set_prefill(prompt);
+  ledger.set_high_water(most);
   return ledger;
 }
 
@@ -74,7 +82,7 @@ Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, con
   const CodeFormat plain = CodeFormat::plain(shape.dtype);
   for (const LayerClass& c : shape.classes) {
     add_append(plan, c, shape.dtype, h);
-    const Tokens slots = p.slots(h.tokens());
+    const Tokens slots = p.mean_slots(h.tokens());
     plan.add(kernels::DecodeAttention{.sequences = h.sequences, .kv_heads = c.kv_heads, .q_per_kv = c.q_per_kv(), .k_dim = c.k_dim,
                                       .v_dim = c.v_dim, .dtype = shape.dtype, .tokens = slots, .k_format = plain, .v_format = plain,
                                       .rotate_keys = true}

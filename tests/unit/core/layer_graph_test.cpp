@@ -49,3 +49,10 @@ TEST_CASE("a sub-shape keeps the chosen layers and drops empty classes", "[unit]
   CHECK(shape_of_layers(shape, {1, 4}).classes[0].layers == std::vector<int>{1, 4});
   CHECK(shape_of_layers(shape, {}).classes.empty());
 }
+
+TEST_CASE("the readers of a class stay with its first owner, so parts count them once", "[unit]") {
+  CacheShape shape = uniform_shape(4, 4, 2, 64);
+  shape.classes[0].readers = {4, 5, 6};
+  CHECK(shape_of_layers(shape, {0, 2}).classes[0].readers == std::vector<int>{4, 5, 6});
+  CHECK(shape_of_layers(shape, {1, 3}).classes[0].readers.empty());
+}

@@ -33,6 +33,25 @@ TEST_CASE("Llama-3.1-8B at 32K fits an RTX 4090 because its 24 are GiB", "[unit]
   CHECK(decimal.max_batch == 0);
 }
 
+TEST_CASE("a cache beyond 2^61 bytes is refused", "[unit]") {
+  const Evaluator e = on("llama-3.1-8b", "h100");
+  // 2^26 tokens of 2^17 bytes: 2^18 sequences hold 2^61 bytes, one more is too many.
+  CHECK(e.memory(Tokens(1 << 26), Tokens(1 << 26), 1 << 18).cache_bytes == 0x1p61);
+  CHECK(e.step(Tokens(1 << 26), 1 << 18).step_s > 0);
+  const char* sentence = "context x batch is 67108864 x 1048576: an uncompressed cache of llama-3.1-8b would take 9.22e+18 bytes, must be at most 2^61";
+  CHECK_THROWS_WITH(e.step(Tokens(1 << 26), 1 << 20), sentence);
+  CHECK_THROWS_WITH(e.memory(Tokens(1 << 26), Tokens(1 << 26), 1 << 20), sentence);
+  CHECK_THROWS_WITH(e.prefill_s(Tokens(1 << 26), 1 << 20), sentence);
+}
+
+TEST_CASE("a cache that shrinks now and then needs room for its largest size", "[unit]") {
+  // FreqKV holds 2,110 slots at 65,536 tokens and 4,096 before every compression.
+  const Evaluator e = on("llama-3.1-8b", "h100", "freqkv");
+  CHECK(e.memory(Tokens(4096), Tokens(65536), 2).cache_bytes == 2 * 4096.0 * 131072);
+  CHECK(e.memory(Tokens(1024), Tokens(2048), 2).cache_bytes == 2 * 2048.0 * 131072);
+  CHECK(e.memory(Tokens(4096), Tokens(65536), 1).max_batch == e.memory(Tokens(4096), Tokens(4096), 1).max_batch);
+}
+
 TEST_CASE("a sequence owns whole pages", "[unit]") {
   const Evaluator e = on("llama-3.1-8b", "h100");
   CHECK(e.memory(Tokens(33), Tokens(33), 1).cache_bytes == 48.0 * 131072);

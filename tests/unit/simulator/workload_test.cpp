@@ -103,3 +103,19 @@ TEST_CASE("workloads that cannot be are refused", "[unit]") {
   CHECK_THROWS_WITH(e.workload({.prompt = Tokens(1), .output = Tokens(1), .concurrency = 0}), "concurrency is 0, must be at least 1");
   CHECK_THROWS_WITH(e.workload({.prompt = Tokens(1), .output = Tokens(1), .slo = {.tpot_s = 0.0}}), "slo tpot is 0 s, must be positive");
 }
+
+TEST_CASE("methods that compress the prompt alone keep and read what was generated", "[unit]") {
+  const Evaluator e = llama("h100", "snapkv:budget=1024");
+  // In the middle of 16,384 generated tokens a step reads 1,024 rows of the prompt and 8,192 others, as without compression.
+  const Tokens middle(1024 + 8192);
+  const WorkloadFigures f = e.workload({.prompt = Tokens(1024), .output = Tokens(16384), .concurrency = 4});
+  CHECK(f.size_factor == Approx(1).epsilon(0.001));
+  CHECK(f.step_s == e.step(Tokens(1024), middle, 4).step_s);
+  const double rows = 4 * 9216.0 * 131072, queries = 4 * 32 * 32 * 256.0;  // 131,072 bytes a token; spans re-read queries on chip
+  CHECK(e.step(Tokens(1024), middle, 4).cache_read_bytes == rows + queries);
+  CHECK(f.step_s == Approx(llama().workload({.prompt = Tokens(1024), .output = Tokens(16384), .concurrency = 4}).step_s).epsilon(0.001));
+  // The microscope takes the whole context for the prompt.
+  CHECK(e.step(middle, 4).cache_read_bytes == 4 * 1024.0 * 131072 + queries);
+  CHECK(e.size_factor(middle) == Approx(9).epsilon(0.01));
+  CHECK_THROWS_WITH(e.step(Tokens(9), Tokens(8), 1), "prompt is 9, must be from 1 to context (8)");
+}

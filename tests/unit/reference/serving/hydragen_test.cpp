@@ -1,6 +1,8 @@
 // hydragen: a group gives what each sequence gives alone; forks share, releases free, bytes follow the formula.
+#include <algorithm>
 #include <bit>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "core/errors.hpp"
@@ -274,4 +276,40 @@ TEST_CASE("a prefix counts as shared while two sequences hold it, also in a load
   loaded->load(g->buffers());
   loaded->release(b);
   CHECK(key_bytes(*loaded, "rows") == 0);
+}
+
+TEST_CASE("a prompt's tails read the shared prefix once for all sequences", "[unit]") {
+  const CacheShape shape = uniform_shape(1, 8, 2, 64);
+  const Plan plan = method().prefill_plan({}, shape, {.prompt = 1100_tok, .sequences = 16, .shared_prefix = 1000_tok}, {});
+  const auto find = [&](KernelId id) {
+    std::vector<KernelCall> found;
+    std::ranges::copy_if(plan.calls(), std::back_inserter(found), [id](const KernelCall& c) { return c.kernel == id; });
+    return found;
+  };
+  const std::int64_t row = 64 * 2, partial = (64 + 2) * 4, queries = 16 * 8 * 100;
+  const auto shared = find(KernelId::shared_attention), own = find(KernelId::prefill_attention), merge = find(KernelId::state_merge);
+  REQUIRE(shared.size() == 1);
+  CHECK(shared[0].traffic.read_bytes == 2 * 1000 * 2 * row + queries * row);
+  CHECK(shared[0].traffic.write_bytes == queries * partial);
+  CHECK(shared[0].operations.tensor_flops == 2.0 * static_cast<double>(queries) * 1000 * 128);
+  REQUIRE(own.size() == 2);  // of the prefix, and of the tails over themselves
+  CHECK(own[1].traffic.read_bytes == 16 * 2 * 100 * 2 * row + queries * row);
+  CHECK(own[1].traffic.write_bytes == queries * partial);
+  REQUIRE(merge.size() == 1);
+  CHECK(merge[0].traffic.read_bytes == 2 * queries * partial);
+  CHECK(merge[0].traffic.write_bytes == queries * row);
+}
+
+TEST_CASE("a decode step merges what its attentions wrote, a tail of one span included", "[unit]") {
+  const CacheShape shape = uniform_shape(1, 8, 2, 64);
+  for (const std::int64_t tail : {0, 1, 100, 1000}) {
+    const Plan plan = method().decode_plan({}, shape, {.prompt = Tokens(1000 + tail), .sequences = 16, .shared_prefix = 1000_tok}, {});
+    std::int64_t written = 0, merged = 0;
+    for (const KernelCall& c : plan.calls()) {
+      if (c.kernel == KernelId::shared_attention || c.kernel == KernelId::decode_attention) written += c.traffic.write_bytes;
+      if (c.kernel == KernelId::state_merge) merged += c.traffic.read_bytes;
+    }
+    CHECK(written == merged);
+    CHECK(merged == 16 * 8 * (4 + (tail + 255) / 256) * (64 + 2) * 4);
+  }
 }

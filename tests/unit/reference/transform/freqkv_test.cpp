@@ -89,3 +89,23 @@ TEST_CASE("freqkv: a refused load leaves every layer as it was", "[unit]") {
   CHECK_THROWS_WITH(cache->load(saved), "layer 1 has 10 keys and 9 values, must be as many and at most 32");
   CHECK(digest(cache->buffers()) == before);
 }
+
+TEST_CASE("freqkv: a step's plan attends to the mean of a cycle, and memory covers its top", "[unit]") {
+  // 4,096 slots, 4 sinks, half of 4,092 kept: a compression frees 2,046 slots, so a full cycle has 2,051 to 4,096 slots.
+  const MethodChoice m = parse_choice("freqkv");
+  const CacheShape shape = uniform_shape(1, 1, 1, 64);
+  for (const std::int64_t context : {100, 4096, 4097, 65536, 131072}) {
+    const std::int64_t slots = context <= 4096 ? context : 3074;  // 4,096 - 2,045 / 2
+    std::int64_t read = 0;
+    const Plan plan = m.method->decode_plan(m.row, shape, {.prompt = Tokens(context)}, {});
+    for (const KernelCall& c : plan.calls())
+      if (c.kernel == KernelId::decode_attention) read += c.traffic.read_bytes;
+    CHECK(read == slots * 2 * 64 * 2 + 64 * 2);
+  }
+  // 65,536 tokens: 31 compressions leave 2,110 slots now, and there were 4,096 before the last one.
+  const Ledger ledger = m.method->ledger_formula(m.row, shape, {.prompt = 4096_tok, .generated = Tokens(61440), .sequences = 3}, {});
+  CHECK(ledger.total().value == 3 * 2110 * 2 * 64 * 2);
+  CHECK(ledger.high_water().value == 3 * 4096 * 2 * 64 * 2);
+  const Ledger small = m.method->ledger_formula(m.row, shape, {.prompt = 100_tok}, {});
+  CHECK(small.high_water() == small.total());
+}
