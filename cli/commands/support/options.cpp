@@ -51,10 +51,14 @@ std::optional<double> number_of(const Option& o, const std::string& text) {
     const auto n = parse_size(text);
     return n ? std::optional(static_cast<double>(*n)) : std::nullopt;
   }
+  if (o.kind == Kind::integer) {  // digits alone: neither 1e3 nor 4.0 nor 4K
+    std::int64_t n = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
+    return error == std::errc{} && end == text.data() + text.size() ? std::optional(static_cast<double>(n)) : std::nullopt;
+  }
   double v = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), v);
   if (text.empty() || error != std::errc{} || end != text.data() + text.size() || !std::isfinite(v)) return std::nullopt;
-  if (o.kind == Kind::integer && v != std::floor(v)) return std::nullopt;
   return v;
 }
 
