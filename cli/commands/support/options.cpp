@@ -188,6 +188,7 @@ std::optional<Parsed> parse(const Usage& usage, const Arguments& args, const Str
   if (n > usage.most)
     throw UsageError(cat("\"", parsed.positional_[static_cast<std::size_t>(usage.most)], "\" is one argument too many; usage: kvatlas ",
                          usage.command, usage.positional[0] != '\0' ? " " : "", usage.positional, " [options]"));
+  for (const auto& [name, values] : parsed.values_) parsed.given_.insert(name);
   for (const Option& o : options) {
     if (parsed.has(o.name)) continue;
     if (o.required) throw UsageError(cat("--", o.name, " ", o.value, " is required"));
