@@ -105,6 +105,7 @@ Gpu parse_gpu(std::string_view text) {
   Gpu gpu = find_gpu(text.substr(0, colon));
   if (colon == std::string_view::npos) return gpu;
   const Gpu original = gpu;
+  std::vector<const FigureField*> changed;
   std::string_view rest = text.substr(colon + 1);
   while (true) {
     const std::size_t comma = rest.find(',');
@@ -117,6 +118,9 @@ Gpu parse_gpu(std::string_view text) {
       for (const FigureField& f : kFields) keys.push_back(f.key);
       throw InvalidArgument(unknown_name("figure of a GPU", key, keys));
     }
+    if (std::find(changed.begin(), changed.end(), field) != changed.end())
+      throw InvalidArgument(cat("GPU is \"", text, "\", which changes ", field->key, " twice, must change a figure at most once"));
+    changed.push_back(field);
     const std::string_view value = equals == std::string_view::npos ? std::string_view{} : change.substr(equals + 1);
     const auto parsed = parse_quantity(field->kind, value);
     const bool may_be_zero = field->member == &Gpu::nvlink_bandwidth;

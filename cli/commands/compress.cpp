@@ -1,7 +1,7 @@
 // compress: the user's own keys and values through a method's reference; packed buffers, exact bytes, errors.
 #include "reference/compose/compress.hpp"
 
-#include <cstring>
+#include <filesystem>
 #include <limits>
 #include <ostream>
 
@@ -10,6 +10,7 @@
 #include "cli/commands/support/options.hpp"
 #include "cli/commands/support/record.hpp"
 #include "cli/commands/support/table.hpp"
+#include "cli/commands/support/warnings.hpp"
 #include "core/io/safetensors.hpp"
 #include "models/registry.hpp"
 
@@ -49,18 +50,22 @@ int narrow(std::int64_t n, const char* what) {
 }
 
 /// The rotary embedding that the cache applies: none for keys that are rotated already.
-RopeSpec rope_of(const Parsed& p, const KvInput& in, int head_dim, const Streams& io) {
+RopeSpec rope_of(const Parsed& p, const KvInput& in, int head_dim, Warnings& warnings) {
   bool before = in.before_rope.value_or(false);
   if (p.has("rope")) {
     before = p.text("rope") == "before";
     if (in.before_rope && *in.before_rope != before)
       throw UsageError(cat("--rope is ", p.text("rope"), ", the file's metadata says ", *in.before_rope ? "before" : "after"));
-  } else if (!in.before_rope) {
-    io.err << "kvatlas compress: the input does not say; keys and queries are taken as after RoPE (--rope before changes that)\n";
+  } else if (!in.before_rope && !p.has("rope-base")) {
+    warnings.add("the input does not say; keys and queries are taken as after RoPE (--rope before changes that)");
   }
+  if (!before && p.has("rope-base"))
+    throw UsageError(cat("--rope-base is ", p.text("rope-base"), ", but keys are after RoPE, must be given for keys before RoPE alone (--rope before)"));
   if (!before) return {};
   if (p.has("model")) {
-    for (const LayerClass& c : models::load_model(p.text("model")).cache.classes)
+    const models::Model model = models::load_model(p.text("model"));
+    warnings.add_model(model);
+    for (const LayerClass& c : model.cache.classes)
       if (c.kind == RowKind::kv && c.k_dim == head_dim) return c.rope;
     throw UsageError(cat("--model is ", p.text("model"), ", which has no key-value layer with head_dim ", head_dim));
   }
@@ -98,6 +103,18 @@ bool chooses_tokens(const Recipe& recipe) {
   return false;
 }
 
+/// What is written must not be what is read, under whatever name.
+void refuse_overwriting(const Parsed& p) {
+  std::vector<std::string> inputs = p.positional();
+  for (const char* name : {"q", "k", "v", "trained"})
+    if (p.has(name)) inputs.push_back(p.text(name));
+  for (const std::string& input : inputs) {
+    std::error_code missing;  // a file that is not there yet is no other's equal
+    if (std::filesystem::equivalent(p.text("out"), input, missing))
+      throw UsageError(cat("--out is ", p.text("out"), ", must not be the input file ", input));
+  }
+}
+
 Json optional_number(const std::optional<double>& x) { return x ? Json(*x) : Json(nullptr); }
 
 }  // namespace
@@ -109,20 +126,30 @@ int run_compress(const Arguments& args, const Streams& io) {
   const bool from_npy = p.has("k") || p.has("v") || p.has("q");
   if (from_npy == !p.positional().empty()) throw UsageError("give either one safetensors file IN, or --k and --v (and --q) as .npy files");
   if (from_npy && !(p.has("k") && p.has("v"))) throw UsageError("--k and --v are both needed");
+  if (p.has("model") && p.has("rope-base")) throw UsageError("give --model or --rope-base, not both");
+  refuse_overwriting(p);
   const Recipe recipe = Recipe::parse(p.text("method"));
   const KvInput in = read_kv(from_npy ? std::nullopt : std::optional(p.positional()[0]), given(p, "q"), given(p, "k"), given(p, "v"));
 
+  Warnings warnings;
   const int kv_heads = narrow(in.k.dims[0], "kv heads"), k_dim = narrow(in.k.dims[2], "dim of k");
-  CacheShape shape = uniform_shape(1, in.q ? narrow(in.q->dims[0], "query heads") : kv_heads, kv_heads, k_dim, dtype_of(p, in), rope_of(p, in, k_dim, io));
+  CacheShape shape = uniform_shape(1, in.q ? narrow(in.q->dims[0], "query heads") : kv_heads, kv_heads, k_dim, dtype_of(p, in), rope_of(p, in, k_dim, warnings));
   shape.classes[0].v_dim = narrow(in.v.dims[2], "dim of v");
   TensorMap trained;
-  if (p.has("trained")) trained = io::read_float_tensors(p.text("trained"));
+  if (p.has("trained")) {
+    try {
+      trained = io::read_float_tensors(p.text("trained"));
+    } catch (const InvalidArgument& e) {
+      throw IoError(e.what());  // the file's content, not the command
+    }
+  }
   const OpenInputs inputs{.trained = p.has("trained") ? &trained : nullptr, .seed = static_cast<std::uint64_t>(p.integer("seed"))};
 
-  Json warnings = Json::array();
   if (!in.q && chooses_tokens(recipe))
-    warnings.push_back(cat("no q: queries were zeros, so the bytes are right but the tokens kept are not those that ", recipe.main().slug, " would keep"));
-  for (const Json& w : warnings) io.err << "kvatlas compress: " << w.get<std::string>() << "\n";
+    warnings.add(cat("no q: queries were zeros, so the bytes are right but the tokens kept are not those that ", recipe.main().slug, " would keep"));
+  warnings.add_budgets(recipe, Tokens(in.k.dims[1]));
+  warnings.add_plain_first_layer(recipe);
+  warnings.print(io, "compress");
 
   const KvRows rows{.k = view_of(in.k), .v = view_of(in.v), .q = in.q ? view_of(*in.q) : View<const float>{}};
   Compression result;
@@ -147,9 +174,10 @@ int run_compress(const Arguments& args, const Streams& io) {
                {"v_rel_error", optional_number(result.v_rel_error)},
                {"attention_rel_error", optional_number(result.attention_rel_error)},
                {"attention_probe_tokens", result.probes},
-               {"warnings", warnings},
+               {"warnings", warnings.json()},
                {"out", p.text("out")},
-               {"provenance", {{"bytes", "counted"}, {"errors", "measured"}}}});
+               {"provenance", "counted"},
+               {"errors_provenance", "measured"}});
     return kDone;
   }
   io.out << recipe.canonical() << ": " << in.k.dims[0] << " kv heads, " << spell_count(static_cast<double>(in.k.dims[1])) << " tokens, "

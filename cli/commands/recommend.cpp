@@ -9,6 +9,7 @@
 #include "cli/commands/support/deployment.hpp"
 #include "cli/commands/support/record.hpp"
 #include "cli/commands/support/table.hpp"
+#include "cli/commands/support/warnings.hpp"
 #include "models/registry.hpp"
 #include "sweeps/json.hpp"
 #include "sweeps/values.hpp"
@@ -146,10 +147,15 @@ int run_recommend(const Arguments& args, const Streams& io) {
   const models::Model model = models::load_model(parsed->text("model"));
   const sweep::RecommendRequest request = request_of(*parsed, model);
   const sweep::RecommendReport report = sweep::recommend(request);
+  Warnings warnings;
+  warnings.add_model(model);
+  warnings.add_slo(*parsed);
+  warnings.print(io, "recommend");
   if (parsed->json()) {
     Json document = sweep::to_json(report);
     document["question"] = {{"model", model.slug}, {"gpu", sim::canonical(request.deployment.gpu)}, {"weights", sim::name_of(request.deployment.weights)},
                             {"workload", Json(sweep::to_json(request.workload))}, {"workload_text", spell(request.workload)}};
+    document["warnings"] = warnings.json();
     print(io, document);
   } else {
     print_text(io, *parsed, request, report);

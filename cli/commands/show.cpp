@@ -5,6 +5,7 @@
 #include "cli/commands/support/options.hpp"
 #include "cli/commands/support/record.hpp"
 #include "cli/commands/support/table.hpp"
+#include "cli/commands/support/warnings.hpp"
 #include "models/registry.hpp"
 #include "reference/compose/recipe.hpp"
 
@@ -127,6 +128,10 @@ int run_show(const Arguments& args, const Streams& io) {
   const bool released = parsed->text("plan") == "released";
   const Method& m = recipe.main();
   const Answer a = figures(recipe, model.cache, h, released);
+  Warnings warnings;
+  warnings.add_model(model);
+  warnings.add_budgets(recipe, h.tokens());
+  warnings.print(io, "show");
 
   if (parsed->json()) {
     Json document = method_record(m);
@@ -140,6 +145,7 @@ int run_show(const Arguments& args, const Streams& io) {
     document.update(a.json);
     document["why_not"] = a.refusal.empty() ? Json(nullptr) : Json(a.refusal);
     document["formulas"] = a.formulas.empty() ? Json::array() : Json{a.formulas.substr(0, a.formulas.find('\n')), a.formulas.substr(a.formulas.find('\n') + 1)};
+    document["warnings"] = warnings.json();
     document["provenance"] = "computed";
     print(io, document);
     return kDone;

@@ -6,6 +6,7 @@
 #include "cli/commands/support/deployment.hpp"
 #include "cli/commands/support/record.hpp"
 #include "cli/commands/support/table.hpp"
+#include "cli/commands/support/warnings.hpp"
 #include "core/io/file.hpp"
 #include "models/registry.hpp"
 #include "simulator/evaluator.hpp"
@@ -83,7 +84,8 @@ sim::Evaluator baseline_of(sim::Deployment d) {
 }
 
 Json interval(const sim::StepFigures& f) {
-  return {{"low_ms", 1e3 * f.low_s}, {"high_ms", 1e3 * f.high_s}, {"evidence", sim::name_of(f.evidence)}, {"coverage", 0.8}, {"provisional", true}};
+  return {{"low_ms", 1e3 * f.low_s}, {"high_ms", 1e3 * f.high_s}, {"evidence", sim::name_of(f.evidence)}, {"coverage", 0.8}, {"provisional", true},
+          {"provenance", "computed"}};
 }
 
 Answer microscope(const sim::Evaluator& e, Tokens context, int batch) {
@@ -99,7 +101,7 @@ Answer microscope(const sim::Evaluator& e, Tokens context, int batch) {
             {"tokens_per_s", f.tokens_per_s(batch) * replicas}, {"step_ms", 1e3 * f.step_s}, {"ttft_ms", nullptr},
             {"tpot_ms", 1e3 * f.step_s}, {"speedup", nullptr}, {"speedup_decode_only", a.speedup_decode_only ? Json(*a.speedup_decode_only) : Json(nullptr)},
             {"size_factor", e.size_factor(context)}, {"bound_by", sim::name_of(f.bound)}, {"interval", interval(f)},
-            {"energy_j_per_token", positive_or_null(f.energy_j / batch)}, {"usd_per_mtok", nullptr}};
+            {"energy_j_per_token", positive_or_null(f.energy_j / batch)}, {"energy_provenance", "assumed"}, {"usd_per_mtok", nullptr}, {"usd_provenance", "assumed"}};
   return a;
 }
 
@@ -127,9 +129,9 @@ Answer workload(const sim::Evaluator& e, const sim::Workload& w) {
             {"speedup", a.speedup ? Json(*a.speedup) : Json(nullptr)},
             {"speedup_decode_only", a.speedup_decode_only ? Json(*a.speedup_decode_only) : Json(nullptr)},
             {"size_factor", f.size_factor}, {"bound_by", sim::name_of(f.bound)}, {"interval", interval(a.step.figures)},
-            {"interval_requests_per_s", ok ? Json{{"low", f.low_requests_per_s}, {"high", f.high_requests_per_s}, {"evidence", sim::name_of(f.evidence)}} : Json(nullptr)},
-            {"energy_j_per_token", number_or_null(f.energy_j_per_token, ok && f.energy_j_per_token > 0)},
-            {"usd_per_mtok", number_or_null(f.usd_per_mtok, ok && f.usd_per_mtok > 0)}};
+            {"interval_requests_per_s", ok ? Json{{"low", f.low_requests_per_s}, {"high", f.high_requests_per_s}, {"evidence", sim::name_of(f.evidence)}, {"provenance", "computed"}} : Json(nullptr)},
+            {"energy_j_per_token", number_or_null(f.energy_j_per_token, ok && f.energy_j_per_token > 0)}, {"energy_provenance", "assumed"},
+            {"usd_per_mtok", number_or_null(f.usd_per_mtok, ok && f.usd_per_mtok > 0)}, {"usd_provenance", "assumed"}};
   return a;
 }
 
@@ -181,23 +183,35 @@ int run_simulate(const Arguments& args, const Streams& io) {
     throw UsageError("give --context (one decode step) or --prompt and --output (a workload), not both");
   if (!microscopic && !p.has("prompt") && !p.has("output"))
     throw UsageError("needs a workload (--prompt N --output N) or the microscope (--context N --batch N)");
+  if (microscopic) {
+    for (const Option& o : workload_options())
+      if (p.given(o.name)) throw UsageError(cat("--", o.name, " is part of a workload (--prompt, --output), not of one decode step (--context)"));
+  } else if (p.given("batch")) {
+    throw UsageError("--batch is part of one decode step (--context), not of a workload (--prompt, --output), which has --concurrency");
+  }
   const models::Model model = models::load_model(p.text("model"));
   sim::Deployment d = read_deployment(p, model);
   d.recipe = Recipe::parse(p.text("method"));
 
+  Warnings warnings;
+  warnings.add_model(model);
   std::string question;
   Answer a;
   if (microscopic) {
     const sim::Evaluator e(d);
     const int batch = static_cast<int>(p.integer("batch"));
     a = microscope(e, p.tokens("context"), batch);
+    warnings.add_budgets(d.recipe, p.tokens("context"));
     question = cat("one decode step, prefill excluded: ", spell_count(static_cast<double>(p.integer("context"))), " cached tokens, batch ", batch);
   } else {
     const sim::Workload w = read_workload(p);
     const sim::Evaluator e(d);
     a = workload(e, w);
+    warnings.add_budgets(d.recipe, Tokens((w.prompt + w.output).value * w.turns));
+    warnings.add_slo(p);
     question = spell(w);
   }
+  warnings.print(io, "simulate");
   if (p.has("trace")) {
     const std::string text = trace_of(a.step.parts);
     io::write_file(p.text("trace"), std::as_bytes(std::span(text)));
@@ -206,6 +220,7 @@ int run_simulate(const Arguments& args, const Streams& io) {
     Json document = common(a, d);
     document.update(a.json);
     document["formulas"] = p.has("explain") ? Json(a.step.formulas) : Json(nullptr);
+    document["warnings"] = warnings.json();
     document["provenance"] = "computed";
     print(io, document);
   } else {

@@ -16,11 +16,11 @@ std::vector<Option> deployment_options() {
           Option::integer("pp", 1, 1024, "pipeline stages", "1"),
           Option::integer("dp", 1, 65536, "data-parallel replicas", "1"),
           Option::integer("ep", 1, 1024, "expert-parallel ranks", "1"),
-          Option::text("engine", "E", "engine profile: overheads, page size, workspace (default: the neutral profile)"),
+          Option::text("engine", "E", "engine profile: overheads, page size, workspace", sim::default_engine().slug),
           Option::number("gpu-memory-utilization", 0.05, 1, "share of the GPU's memory that may be used", "0.9"),
           Option::size("chunk", 16, 1 << 24, "tokens of one prefill chunk", "8K"),
           Option::choice("plan", {"ideal", "released"}, "kernels as well as written, or what the official code does", "ideal"),
-          Option::choice("arithmetic", {"float", "integer"}, "arithmetic of compressed attention", "float")};
+          Option::choice("arithmetic", {"float", "integer"}, "arithmetic of compressed attention; float, or integer (not part of this version yet)", "float")};
 }
 
 std::vector<Option> workload_options() {
@@ -31,8 +31,8 @@ std::vector<Option> workload_options() {
           Option::number("rate", 1e-9, 1e9, "offered requests per second (default: as many as fit)"),
           Option::integer("concurrency", 1, 1 << 20, "requests in flight (default: as many as fit memory and SLO)"),
           Option::text("slo", "LIST", "limits: ttft_ms=2000,tpot_ms=50"),
-          Option::choice("cache-state", {"cold", "warm"}, "prefix cache at the start", "cold"),
-          Option::flag("disaggregated", "prefill and decode on GPUs of their own")};
+          Option::choice("cache-state", {"cold", "warm"}, "prefix cache at the start; cold, or warm (not part of this version yet)", "cold"),
+          Option::flag("disaggregated", "prefill and decode on GPUs of their own (not part of this version yet)")};
 }
 
 sim::Deployment read_deployment(const Parsed& p, const models::Model& model) {
@@ -45,12 +45,25 @@ sim::Deployment read_deployment(const Parsed& p, const models::Model& model) {
   d.pp = static_cast<int>(p.integer("pp"));
   d.dp = static_cast<int>(p.integer("dp"));
   d.ep = static_cast<int>(p.integer("ep"));
-  if (p.has("engine")) d.engine = &sim::find_engine(p.text("engine"));
+  d.engine = &sim::find_engine(p.text("engine"));
   d.gpu_memory_utilization = p.number("gpu-memory-utilization");
   d.chunk = p.tokens("chunk");
   d.released_plan = p.text("plan") == "released";
   return d;
 }
+
+namespace {
+
+/// Two values of one limit contradict each other, also in two spellings (tpot_ms and tpot_p99_ms).
+void refuse_repeated_limits(const std::string& slo) {
+  for (const char* limit : {"ttft_", "tpot_"}) {
+    const std::size_t first = slo.find(limit);
+    if (first != std::string::npos && slo.find(limit, first + 1) != std::string::npos)
+      throw UsageError(cat("--slo is \"", slo, "\", must give each of TTFT and TPOT at most once"));
+  }
+}
+
+}  // namespace
 
 sim::Workload read_workload(const Parsed& p) {
   for (const char* name : {"prompt", "output"})
@@ -62,7 +75,10 @@ sim::Workload read_workload(const Parsed& p) {
                   .turns = static_cast<int>(p.integer("turns")), .rate = {}, .concurrency = {}, .slo = {}};
   if (p.has("rate")) w.rate = p.number("rate");
   if (p.has("concurrency")) w.concurrency = static_cast<int>(p.integer("concurrency"));
-  if (p.has("slo")) w.slo = sweep::parse_slo(p.text("slo"));
+  if (p.has("slo")) {
+    w.slo = sweep::parse_slo(p.text("slo"));
+    refuse_repeated_limits(p.text("slo"));
+  }
   return w;
 }
 

@@ -51,10 +51,14 @@ std::optional<double> number_of(const Option& o, const std::string& text) {
     const auto n = parse_size(text);
     return n ? std::optional(static_cast<double>(*n)) : std::nullopt;
   }
+  if (o.kind == Kind::integer) {  // digits alone: neither 1e3 nor 4.0 nor 4K
+    std::int64_t n = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
+    return error == std::errc{} && end == text.data() + text.size() ? std::optional(static_cast<double>(n)) : std::nullopt;
+  }
   double v = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), v);
   if (text.empty() || error != std::errc{} || end != text.data() + text.size() || !std::isfinite(v)) return std::nullopt;
-  if (o.kind == Kind::integer && v != std::floor(v)) return std::nullopt;
   return v;
 }
 
@@ -184,6 +188,7 @@ std::optional<Parsed> parse(const Usage& usage, const Arguments& args, const Str
   if (n > usage.most)
     throw UsageError(cat("\"", parsed.positional_[static_cast<std::size_t>(usage.most)], "\" is one argument too many; usage: kvatlas ",
                          usage.command, usage.positional[0] != '\0' ? " " : "", usage.positional, " [options]"));
+  for (const auto& [name, values] : parsed.values_) parsed.given_.insert(name);
   for (const Option& o : options) {
     if (parsed.has(o.name)) continue;
     if (o.required) throw UsageError(cat("--", o.name, " ", o.value, " is required"));

@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -68,7 +69,10 @@ struct Usage {
 /// A command line after the door: every value present, in range, and of its kind.
 class Parsed {
  public:
+  /// Given, or set by its default.
   bool has(std::string_view name) const { return values_.contains(std::string(name)); }
+  /// Written on the command line.
+  bool given(std::string_view name) const { return given_.contains(std::string(name)); }
   bool json() const { return has("json"); }
   const std::vector<std::string>& positional() const { return positional_; }
   /// The text as written, or the default. Asking for an option without either is our own bug.
@@ -81,6 +85,7 @@ class Parsed {
  private:
   friend std::optional<Parsed> parse(const Usage& usage, const Arguments& args, const Streams& io);
   std::map<std::string, std::vector<std::string>> values_;
+  std::set<std::string> given_;
   std::vector<std::string> positional_;
 };
 

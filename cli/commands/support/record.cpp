@@ -43,8 +43,10 @@ Json kernel_names(const Method& m) {
     const ParamRow row = defaults_of(m.params);
     const History history{.prompt = Tokens(32768), .generated = Tokens(128)};
     for (const auto& plan : {m.decode_plan, m.prefill_plan})
-      if (plan != nullptr)
-        for (const KernelCall& call : plan(row, *shape, history, {}).calls()) names.insert(name_of(call.kernel));
+      if (plan != nullptr) {
+        const Plan made = plan(row, *shape, history, {});  // outlives the loop over its calls
+        for (const KernelCall& call : made.calls()) names.insert(name_of(call.kernel));
+      }
   }
   return Json(names);
 }

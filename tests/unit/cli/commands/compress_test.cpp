@@ -166,3 +166,46 @@ TEST_CASE("compress refuses an unwritable output and half a set of .npy files", 
   REQUIRE(kvatlas_run({"compress", in.path, "--k", "k.npy", "--method", "full", "--out", in.out}).code == 2);
   REQUIRE(in.folder.count() == 1);
 }
+
+TEST_CASE("rotary options that contradict are refused", "[unit]") {
+  Input before("before"), after("after"), silent(nullptr);
+  const auto both = before.run({"--method", "full", "--model", "llama-3.2-1b", "--rope-base", "10000"});
+  REQUIRE(both.code == 2);
+  REQUIRE(both.err == "kvatlas compress: give --model or --rope-base, not both\n");
+  for (Input* in : {&after, &silent}) {
+    const auto run = in->run({"--method", "full", "--rope-base", "10000"});
+    REQUIRE(run.code == 2);
+    REQUIRE(run.err == "kvatlas compress: --rope-base is 10000, but keys are after RoPE, must be given for keys before RoPE alone (--rope before)\n");
+    REQUIRE(in->folder.count() == 1);
+  }
+  REQUIRE(silent.run({"--method", "full", "--rope", "before", "--rope-base", "10000"}).code == 0);
+}
+
+TEST_CASE("compress never writes over what it reads", "[unit]") {
+  Input in;
+  io::write_safetensors(in.path, in.content);
+  const auto bytes = io::read_file(in.path);
+  const std::string other = in.folder.file("./in.safetensors");
+  const auto run = kvatlas_run({"compress", in.path, "--method", "full", "--out", other});
+  REQUIRE(run.code == 2);
+  REQUIRE(run.err == "kvatlas compress: --out is " + other + ", must not be the input file " + in.path + "\n");
+  REQUIRE(kvatlas_run({"compress", "--k", in.path, "--v", in.path, "--method", "full", "--out", in.path}).code == 2);
+  REQUIRE(io::read_file(in.path) == bytes);
+}
+
+TEST_CASE("what is wrong inside a file of trained parts is a failed run", "[unit]") {
+  Input in;
+  io::SafeTensors trained;
+  trained.tensors["x"] = {.type = io::ElementType::u8, .dims = {1}, .bytes = {std::byte{1}}};
+  io::write_safetensors(in.folder.file("trained"), trained);
+  const auto run = in.run({"--method", "full", "--trained", in.folder.file("trained")});
+  REQUIRE(run.code == 1);
+  REQUIRE(run.err.find("tensor x holds U8, must be F16, BF16, F32 or F64") != std::string::npos);
+}
+
+TEST_CASE("compress tells counted bytes from measured errors", "[unit]") {
+  Input in;
+  const json j = in.run({"--method", "kivi", "--json"}).json();
+  REQUIRE(j["provenance"] == "counted");
+  REQUIRE(j["errors_provenance"] == "measured");
+}

@@ -104,6 +104,9 @@ TEST_CASE("simulate answers a workload and the microscope with the same keys", "
                      "bound_by", "interval", "energy_j_per_token", "usd_per_mtok", "provenance"});
     require_keys(s["memory"], {"weights_bytes", "cache_bytes", "peak_bytes", "total_bytes", "fits", "max_batch", "kv_tokens"});
     require_keys(s["interval"], {"low_ms", "high_ms", "evidence"});
+    REQUIRE(s["interval"]["provenance"] == "computed");
+    REQUIRE(s["energy_provenance"] == "assumed");
+    REQUIRE(s["usd_provenance"] == "assumed");
     REQUIRE(!s["breakdown"].empty());
     for (const json& part : s["breakdown"]) require_keys(part, {"part", "ms", "bound_by", "bytes", "flops"});
     REQUIRE(s["speedup_decode_only"] == 1.0);
@@ -114,6 +117,7 @@ TEST_CASE("simulate answers a workload and the microscope with the same keys", "
   REQUIRE(m["speedup"].is_null());
   REQUIRE(!m["formulas"].empty());
   REQUIRE(answer(workload)["speedup"] == 1.0);
+  REQUIRE(answer(workload)["interval_requests_per_s"]["provenance"] == "computed");
 }
 
 TEST_CASE("a workload that cannot be is an answer with nulls and a sentence", "[unit]") {
