@@ -102,7 +102,10 @@ TEST_CASE("constraints exclude with their reason", "[unit]") {
   r.min_quality = 0.98;
   const RecommendReport unknown = recommend(r);
   for (const Recommendation& one : all_of(unknown)) REQUIRE(one.recipe.canonical() == "full");
-  REQUIRE(std::any_of(unknown.excluded.begin(), unknown.excluded.end(), [](const Exclusion& e) { return e.why.find("quality unknown (accepted evidence: MP), must be at least 0.98") == 0; }));
+  REQUIRE(std::any_of(unknown.excluded.begin(), unknown.excluded.end(), [](const Exclusion& e) { return e.why.find("quality unknown (accepted evidence: m, p), must be at least 0.98") == 0; }));
+  REQUIRE(unknown.advised_why == "no other method has accepted evidence (m, p) of quality of at least 0.98");
+  r.candidates = {Recipe::parse("full")};
+  REQUIRE(recommend(r).advised_why == "the plain cache is the only one that was asked about");
 
   r.min_quality = 0.9;
   r.candidates = {Recipe::parse("full"), Recipe::parse("kivi:bits=4"), Recipe::parse("kivi:bits=2")};
