@@ -12,9 +12,9 @@ namespace kvatlas::sweep {
 
 /// {points, stored, skipped, infeasible, seconds, points_per_s, db, interrupted, left_out}
 nlohmann::json to_json(const SweepReport& report, const std::string& db);
-/// {rows, conflicts, examples, written}
+/// {rows, conflicts, examples, written, provenance}
 nlohmann::json to_json(const MergeReport& report);
-/// {changed:[{key, configuration, context, batch, worst, figures:[...]}], changed_count, equal, only_a, only_b}
+/// {changed:[{key, configuration, context, batch, worst, figures:[...]}], changed_count, equal, only_a, only_b, provenance}
 nlohmann::json to_json(const DiffReport& report);
 /// {recommendations:[{rank, method, params, ...}], excluded, uncertain, binds, advised:{recipe, rank, why}}; deployable first, then research
 nlohmann::json to_json(const RecommendReport& report);

@@ -32,6 +32,7 @@ json point_of(const Statement& row) {
     else if (c.type == Column::Type::integer) value = row.integer(at);
     else value = row.number(at);
   }
+  point["energy_provenance"] = "assumed";  // energy is computed from an assumed power
   return point;
 }
 

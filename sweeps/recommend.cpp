@@ -69,7 +69,7 @@ Candidate evaluate(const RecommendRequest& request, const Recipe& recipe) {
 double decode_rate(const sim::WorkloadFigures& f) { return f.step_s > 0 ? static_cast<double>(f.concurrency) / f.step_s : 0; }
 
 Quality quality_of(const RecommendRequest& request, const Recipe& recipe) {
-  if (is_plain(recipe)) return {.value = 1.0, .grade = "", .model = request.deployment.model->slug, .source = "by definition: quality is counted against the plain cache"};
+  if (is_plain(recipe)) return {.value = 1.0, .grade = "", .model = request.deployment.model->slug, .source = "by definition: quality is counted against the plain cache", .provenance = "computed"};
   if (request.evidence)
     if (const auto found = request.evidence(*request.deployment.model, recipe, request.quality_evidence)) return *found;
   return {.value = std::nullopt, .grade = "", .model = "", .source = cat("unknown; kvatlas evaluate --weights FILE --text FILE --method \"", recipe.canonical(), "\" would settle it")};
@@ -176,10 +176,10 @@ QualityEvidence quality_of_store(const std::string& path) {
   std::optional<Database> db;
   open_for_reading(db, path);
   std::map<std::pair<std::string, std::string>, std::vector<Quality>> rows;
-  Statement s(*db, "SELECT model, recipe, retained, grade, quality_model, source FROM quality WHERE retained IS NOT NULL ORDER BY id");
+  Statement s(*db, "SELECT model, recipe, retained, grade, quality_model, source, provenance FROM quality WHERE retained IS NOT NULL ORDER BY id");
   while (s.step())
     rows[{std::string(s.text(0)), std::string(s.text(1))}].push_back(
-        {.value = s.number(2), .grade = std::string(s.text(3)), .model = std::string(s.text(4)), .source = std::string(s.text(5))});
+        {.value = s.number(2), .grade = std::string(s.text(3)), .model = std::string(s.text(4)), .source = std::string(s.text(5)), .provenance = std::string(s.text(6))});
   return [rows](const models::Model& model, const Recipe& recipe, const std::string& accepted) -> std::optional<Quality> {
     const auto found = rows.find({model.slug, recipe.canonical()});
     if (found == rows.end()) return std::nullopt;

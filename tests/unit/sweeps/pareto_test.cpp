@@ -49,6 +49,7 @@ TEST_CASE("a front is asked by name and restricted by conditions", "[unit]") {
     REQUIRE(p.at("context").get<int>() >= 4096);
     REQUIRE(p.at("on_front") == true);
     REQUIRE(p.at("provenance") == "computed");
+    REQUIRE(p.at("energy_provenance") == "assumed");
     REQUIRE(p.at("step_ms").get<double>() > last);
     last = p.at("step_ms").get<double>();
   }

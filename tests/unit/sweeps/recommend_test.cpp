@@ -155,6 +155,14 @@ TEST_CASE("the JSON of recommend has the keys of its contract", "[unit]") {
   for (const auto& row : j["recommendations"])
     for (const char* key : {"rank", "method", "params", "requests_per_s", "interval", "speedup", "speedup_decode_only", "size_factor", "quality", "deployable", "why", "bound_by", "provenance"})
       REQUIRE(row.contains(key));
+  for (const auto& row : j["recommendations"]) {
+    REQUIRE(row["interval"]["provenance"] == "computed");
+    REQUIRE(row["energy_provenance"] == "assumed");
+    REQUIRE(row["quality"].contains("provenance"));
+    REQUIRE(row["quality"]["provenance"].is_null() == row["quality"]["value"].is_null());
+  }
+  REQUIRE(to_json(MergeReport{})["provenance"] == "computed");
+  REQUIRE(to_json(DiffReport{.changed = {{.key = "k", .configuration = "{}", .context = 1, .batch = 1, .figures = {{"energy_j", "1", "2", 1}}, .worst = 1}}})["changed"][0]["figures"][0]["provenance"] == "assumed");
 }
 
 TEST_CASE("quality in a store is looked up by model, recipe and accepted grade", "[unit]") {
@@ -169,6 +177,7 @@ TEST_CASE("quality in a store is looked up by model, recipe and accepted grade",
   const QualityEvidence look = quality_of_store((folder / "q.sqlite").string());
   const models::Model& m = models::find_model("llama-3.1-8b");
   REQUIRE(look(m, Recipe::parse("kivi"), "MP")->value == 0.95);
+  REQUIRE(look(m, Recipe::parse("kivi"), "MP")->provenance == "measured");
   REQUIRE(look(m, Recipe::parse("kivi"), "X")->value == 0.7);
   REQUIRE_FALSE(look(m, Recipe::parse("kivi"), "PC"));
   REQUIRE_FALSE(look(m, Recipe::parse("full"), "MPCFX"));
