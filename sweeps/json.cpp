@@ -30,9 +30,12 @@ json params_of(const Recipe& recipe) {
 
 }  // namespace
 
-json to_json(const SweepReport& r, const std::string& db) {
-  return {{"points", r.points},   {"stored", r.stored},             {"skipped", r.skipped},         {"infeasible", r.infeasible}, {"seconds", r.seconds},
-          {"points_per_s", r.points_per_s}, {"db", db},             {"interrupted", r.interrupted}, {"left_out", r.left_out},     {"provenance", "computed"}};
+json to_json(const SweepReport& r, const std::optional<std::string>& db) {
+  json out{{"points", r.points},   {"stored", r.stored},             {"skipped", r.skipped},         {"infeasible", r.infeasible}, {"seconds", r.seconds},
+           {"points_per_s", r.stored > 0 ? json(r.points_per_s) : json(nullptr)}, {"db", db ? json(*db) : json(nullptr)},
+           {"interrupted", r.interrupted}, {"left_out", r.left_out}, {"provenance", "computed"}};
+  if (!db) out["evaluated_per_s"] = r.points_per_s;
+  return out;
 }
 
 json to_json(const MergeReport& r) { return {{"rows", r.rows}, {"conflicts", r.conflicts}, {"examples", r.examples}, {"written", r.written}, {"provenance", "computed"}}; }

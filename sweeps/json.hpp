@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "sweeps/merge.hpp"
@@ -10,8 +11,9 @@
 
 namespace kvatlas::sweep {
 
-/// {points, stored, skipped, infeasible, seconds, points_per_s, db, interrupted, left_out}
-nlohmann::json to_json(const SweepReport& report, const std::string& db);
+/// {points, stored, skipped, infeasible, seconds, points_per_s, db, interrupted, left_out}; points_per_s is null when nothing
+/// was stored. db is null without a store, and what was evaluated in a second is then evaluated_per_s.
+nlohmann::json to_json(const SweepReport& report, const std::optional<std::string>& db);
 /// {rows, conflicts, examples, written, provenance}
 nlohmann::json to_json(const MergeReport& report);
 /// {changed:[{key, configuration, context, batch, worst, figures:[...]}], changed_count, equal, only_a, only_b, provenance}

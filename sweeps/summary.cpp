@@ -56,6 +56,7 @@ StoreSummary summarize(const std::filesystem::path& store) {
     usual = usual || s.integer(3) == kUsualContext;
     longest = std::max(longest, s.integer(3));
   }
+  out.workloads = db->integer("SELECT count(*) FROM workload_predictions");
   out.context = usual ? kUsualContext : longest;
   const BestByPair plain = best_points(*db, out.context, " AND t.recipe = 'full'");
   const BestByPair deployable = best_points(*db, out.context, " AND t.deployable = 1 AND t.recipe <> 'full'");

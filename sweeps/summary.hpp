@@ -28,6 +28,7 @@ struct PairSummary {
 struct StoreSummary {
   std::int64_t context = 0;             // what the pairs are compared at: 32K where the store has it, else its longest
   std::int64_t points = 0;
+  std::int64_t workloads = 0;           // served by a configuration, one row each
   std::int64_t configurations = 0;      // with at least one point
   std::int64_t designs = 0;             // distinct (configuration, context)
   std::int64_t file_bytes = 0;
