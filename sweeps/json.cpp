@@ -45,7 +45,11 @@ json to_json(const DiffReport& r) {
   for (const ChangedPoint& p : r.changed) {
     json figures = json::array();
     for (const FigureChange& f : p.figures) figures.push_back({{"figure", f.figure}, {"a", f.a}, {"b", f.b}, {"change", finite(f.change)}, {"provenance", provenance_of(f.figure)}});
-    changed.push_back({{"key", p.key}, {"configuration", json::parse(p.configuration)}, {"context", p.context}, {"batch", p.batch}, {"worst", finite(p.worst)}, {"figures", figures}});
+    const bool workload = p.prompt.has_value();
+    json row{{"key", p.key}, {"configuration", json::parse(p.configuration)}, {"context", p.context}, {"batch", workload && p.batch == 0 ? json(nullptr) : json(p.batch)},
+             {"worst", finite(p.worst)}, {"figures", figures}};
+    if (workload) row.update({{"prompt", *p.prompt}, {"output", *p.output}});
+    changed.push_back(std::move(row));
   }
   return {{"changed", changed}, {"changed_count", r.changed_count}, {"equal", r.equal}, {"only_a", r.only_a}, {"only_b", r.only_b}, {"provenance", "computed"}};
 }

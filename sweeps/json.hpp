@@ -16,7 +16,7 @@ namespace kvatlas::sweep {
 nlohmann::json to_json(const SweepReport& report, const std::optional<std::string>& db);
 /// {rows, conflicts, examples, written, provenance}
 nlohmann::json to_json(const MergeReport& report);
-/// {changed:[{key, configuration, context, batch, worst, figures:[...]}], changed_count, equal, only_a, only_b, provenance}
+/// {changed:[{key, configuration, context, batch, worst, figures:[...]; of a workload also prompt, output}], changed_count, equal, only_a, only_b, provenance}
 nlohmann::json to_json(const DiffReport& report);
 /// {recommendations:[{rank, method, params, ...}], excluded, uncertain, binds, advised:{recipe, rank, why}}; deployable first, then research
 nlohmann::json to_json(const RecommendReport& report);
