@@ -18,7 +18,7 @@ struct BestPoint {
 };
 
 struct PairSummary {
-  std::string gpu, model;
+  std::string gpu, model;               // a changed GPU by its canonical text; a model by its slug, or its identity where two share a slug
   std::int64_t points = 0;              // of all contexts
   std::optional<BestPoint> plain;       // `full`, where it fits at all
   std::optional<BestPoint> deployable;  // best recipe that an engine offers today
