@@ -165,7 +165,10 @@ MergeReport merge_stores(const std::filesystem::path& out, const std::vector<std
       t.commit();
     }
     report.written = report.conflicts == 0 || force;
-    if (report.written) build_index(db);
+    if (report.written) {
+      build_index(db);
+      db.exec("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode=DELETE");  // as a sweep leaves its store
+    }
     report.rows = db.integer("SELECT (SELECT count(*) FROM predictions) + (SELECT count(*) FROM workload_predictions)");
   } catch (...) {
     remove_part();
