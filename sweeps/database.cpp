@@ -1,7 +1,10 @@
 #include "sweeps/database.hpp"
 
+#include <fcntl.h>
 #include <sqlite3.h>
+#include <unistd.h>
 
+#include <cctype>
 #include <cmath>
 #include <system_error>
 
@@ -11,8 +14,32 @@ namespace kvatlas::sweep {
 
 namespace {
 
+std::filesystem::path folder_of(const std::filesystem::path& path) { return path.has_parent_path() ? path.parent_path() : "."; }
+
+bool may(const std::filesystem::path& path, int what) { return faccessat(AT_FDCWD, path.c_str(), what, AT_EACCESS) == 0; }
+
+/// What SQLite opens. A reader of a store in WAL mode makes files beside it; where it may not and no log is waiting to be
+/// read, the store is opened as a file that nobody changes. (Where a log waits, SQLite needs the folder.)
+std::string name_for_reading(const std::filesystem::path& path) {
+  std::error_code error;
+  const auto log = std::filesystem::file_size(path.string() + "-wal", error);
+  if (may(folder_of(path), W_OK) || (!error && log > 0)) return path.string();
+  std::string uri = "file:";
+  for (const char c : path.string()) {
+    const auto byte = static_cast<unsigned char>(c);
+    const bool plain = std::isalnum(byte) != 0 || c == '/' || c == '.' || c == '-' || c == '_';
+    uri += plain ? std::string(1, c) : fmt::format("%{:02X}", byte);
+  }
+  return uri + "?immutable=1";
+}
+
 std::string sentence(const std::filesystem::path& path, int code, const char* detail) {
   const std::string p = path.string();
+  const int kind = code & 0xff;
+  if (kind == SQLITE_IOERR || kind == SQLITE_CANTOPEN) {
+    if (!may(path, R_OK)) return cat(p, ": the store cannot be read, the file refuses access");
+    if (!may(folder_of(path), W_OK)) return cat(p, ": the store cannot be read, its folder refuses writing, which the log of an unfinished sweep needs");
+  }
   switch (code & 0xff) {
     case SQLITE_NOTADB: return cat(p, ": not a kvatlas store, the file is no SQLite database");
     case SQLITE_CORRUPT: return cat(p, ": the store is damaged (", detail, "); sweep into a new file or restore a copy");
@@ -31,12 +58,14 @@ Database::Database(const std::filesystem::path& path, Mode mode) : path_(path) {
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) throw IoError(cat(path.string(), ": is a folder, must be a file"));
   if (mode != Mode::create && !std::filesystem::exists(path, ignored)) throw IoError(cat(path.string(), ": no such store"));
-  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
+  const std::filesystem::path folder = folder_of(path);
   if (!std::filesystem::is_directory(folder, ignored)) throw IoError(cat(path.string(), ": the folder ", folder.string(), " does not exist"));
   const int flags = mode == Mode::read ? SQLITE_OPEN_READONLY
                     : mode == Mode::write ? SQLITE_OPEN_READWRITE
                                           : SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE;
-  const int code = sqlite3_open_v2(path.c_str(), &handle_, flags | SQLITE_OPEN_NOMUTEX, nullptr);
+  const std::string name = mode == Mode::read ? name_for_reading(path) : path.string();
+  const int uri = name != path.string() ? SQLITE_OPEN_URI : 0;  // otherwise a path is never taken for a URI
+  const int code = sqlite3_open_v2(name.c_str(), &handle_, flags | uri | SQLITE_OPEN_NOMUTEX, nullptr);
   if (code != SQLITE_OK) {
     sqlite3_close(handle_);
     handle_ = nullptr;

@@ -1,4 +1,4 @@
-// Comparison of two stores, point by point.
+// Comparison of two stores, point by point and workload by workload.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -25,6 +25,64 @@ double relative(const Statement& s, int a, int b) {
   return from == 0 ? kInfinite : (to - from) / std::abs(from);
 }
 
+/// Worst first; places of equal change by key, so that the order is the same every time.
+void sort_worst_first(std::vector<ChangedPoint>& changed) {
+  std::sort(changed.begin(), changed.end(), [](const ChangedPoint& l, const ChangedPoint& r) { return l.worst != r.worst ? l.worst > r.worst : l.key < r.key; });
+}
+
+/// A table whose rows are compared: which columns are figures, and where a row's place (context, batch, prompt, output) is from.
+struct Compared {
+  const char* table;
+  std::vector<std::string> figures;
+  const char* place;  // four columns
+  const char* joins;  // what `place` needs beside the row `a`
+};
+
+std::vector<Compared> compared_tables() {
+  Compared points{.table = "predictions", .figures = {}, .place = "a.context, a.batch, NULL, NULL", .joins = ""};
+  for (const std::string& c : figure_columns())
+    if (c != "context" && c != "batch") points.figures.push_back(c);
+  return {std::move(points),
+          {.table = "workload_predictions", .figures = workload_figure_columns(), .place = "w.prompt + w.output, coalesce(w.concurrency, 0), w.prompt, w.output",
+           .joins = " JOIN main.workloads w ON w.id = a.workload"}};
+}
+
+void compare(Database& db, const Compared& what, double threshold, std::size_t limit, DiffReport& report) {
+  std::string columns, same;
+  for (const std::string& c : what.figures) {
+    columns += cat(", a.", c, ", b.", c);
+    same += cat(same.empty() ? "" : " AND ", "a.", c, " IS b.", c);
+  }
+  const std::int64_t both = db.integer(cat("SELECT count(*) FROM main.", what.table, " a JOIN other.", what.table, " b ON a.key = b.key"));
+  report.only_a += db.integer(cat("SELECT count(*) FROM main.", what.table)) - both;
+  report.only_b += db.integer(cat("SELECT count(*) FROM other.", what.table)) - both;
+  Statement s(db, cat("SELECT a.key, c.canonical, ", what.place, columns, " FROM main.", what.table, " a JOIN other.", what.table, " b ON a.key = b.key "
+                      "JOIN main.configurations c ON c.id = a.configuration", what.joins, " WHERE NOT (", same, ")"));
+  std::int64_t past = 0;
+  while (s.step()) {
+    ChangedPoint p{.key = hex(s.key(0)), .configuration = std::string(s.text(1)), .context = s.integer(2), .batch = static_cast<int>(s.integer(3))};
+    if (!s.is_null(4)) p.prompt = s.integer(4);
+    if (!s.is_null(5)) p.output = s.integer(5);
+    for (std::size_t i = 0; i < what.figures.size(); ++i) {
+      const int at = 6 + 2 * static_cast<int>(i);
+      const std::string from = shown(s, at), to = shown(s, at + 1);
+      if (from == to) continue;
+      const double change = relative(s, at, at + 1);
+      p.figures.push_back({what.figures[i], from, to, change});
+      p.worst = std::max(p.worst, std::abs(change));
+    }
+    if (p.worst <= threshold) continue;
+    ++past;
+    report.changed.push_back(std::move(p));
+    if (report.changed.size() > 2 * limit) {  // no more memory than twice the limit
+      sort_worst_first(report.changed);
+      report.changed.resize(limit);
+    }
+  }
+  report.changed_count += past;
+  report.equal += both - past;
+}
+
 }  // namespace
 
 DiffReport diff_stores(const std::filesystem::path& a, const std::filesystem::path& b, double threshold, std::size_t limit) {
@@ -37,42 +95,10 @@ DiffReport diff_stores(const std::filesystem::path& a, const std::filesystem::pa
     Statement s(*db, "ATTACH ? AS other");
     s.bind(1, std::string_view(name)).run();
   }
-  std::vector<std::string> figures;
-  for (const std::string& c : figure_columns())
-    if (c != "context" && c != "batch") figures.push_back(c);
-  std::string columns, same;
-  for (const std::string& c : figures) {
-    columns += cat(", a.", c, ", b.", c);
-    same += cat(same.empty() ? "" : " AND ", "a.", c, " IS b.", c);
-  }
   DiffReport report;
-  const std::int64_t both = db->integer("SELECT count(*) FROM main.predictions a JOIN other.predictions b ON a.key = b.key");
-  report.only_a = db->integer("SELECT count(*) FROM main.predictions") - both;
-  report.only_b = db->integer("SELECT count(*) FROM other.predictions") - both;
-  Statement s(*db, cat("SELECT a.key, c.canonical, a.context, a.batch", columns, " FROM main.predictions a JOIN other.predictions b ON a.key = b.key "
-                       "JOIN main.configurations c ON c.id = a.configuration WHERE NOT (", same, ")"));
-  while (s.step()) {
-    ChangedPoint p{.key = hex(s.key(0)), .configuration = std::string(s.text(1)), .context = s.integer(2), .batch = static_cast<int>(s.integer(3)), .figures = {}};
-    for (std::size_t i = 0; i < figures.size(); ++i) {
-      const int at = 4 + 2 * static_cast<int>(i);
-      const std::string from = shown(s, at), to = shown(s, at + 1);
-      if (from == to) continue;
-      const double change = relative(s, at, at + 1);
-      p.figures.push_back({figures[i], from, to, change});
-      p.worst = std::max(p.worst, std::abs(change));
-    }
-    if (p.worst <= threshold) continue;
-    ++report.changed_count;
-    report.changed.push_back(std::move(p));
-    // Worst first, and no more memory than twice the limit.
-    if (report.changed.size() >= 2 * limit + 1) {
-      std::sort(report.changed.begin(), report.changed.end(), [](const ChangedPoint& l, const ChangedPoint& r) { return l.worst != r.worst ? l.worst > r.worst : l.key < r.key; });
-      report.changed.resize(limit);
-    }
-  }
-  std::sort(report.changed.begin(), report.changed.end(), [](const ChangedPoint& l, const ChangedPoint& r) { return l.worst != r.worst ? l.worst > r.worst : l.key < r.key; });
+  for (const Compared& table : compared_tables()) compare(*db, table, threshold, limit, report);
+  sort_worst_first(report.changed);
   if (report.changed.size() > limit) report.changed.resize(limit);
-  report.equal = both - report.changed_count;
   return report;
 }
 

@@ -11,6 +11,9 @@ namespace {
 json maybe(const std::optional<double>& v) { return v ? json(*v) : json(nullptr); }
 json finite(double v) { return std::isfinite(v) ? json(v) : json(nullptr); }
 
+/// Power and price are assumed, and so is what is computed from them alone.
+const char* provenance_of(const std::string& figure) { return figure.starts_with("energy") || figure.starts_with("usd") ? "assumed" : "computed"; }
+
 json params_of(const Recipe& recipe) {
   const MethodChoice& c = recipe.rules().back().key;
   json out = json::object();
@@ -27,21 +30,28 @@ json params_of(const Recipe& recipe) {
 
 }  // namespace
 
-json to_json(const SweepReport& r, const std::string& db) {
-  return {{"points", r.points},   {"stored", r.stored},             {"skipped", r.skipped},         {"infeasible", r.infeasible}, {"seconds", r.seconds},
-          {"points_per_s", r.points_per_s}, {"db", db},             {"interrupted", r.interrupted}, {"left_out", r.left_out},     {"provenance", "computed"}};
+json to_json(const SweepReport& r, const std::optional<std::string>& db) {
+  json out{{"points", r.points},   {"stored", r.stored},             {"skipped", r.skipped},         {"infeasible", r.infeasible}, {"seconds", r.seconds},
+           {"points_per_s", r.stored > 0 ? json(r.points_per_s) : json(nullptr)}, {"db", db ? json(*db) : json(nullptr)},
+           {"interrupted", r.interrupted}, {"left_out", r.left_out}, {"provenance", "computed"}};
+  if (!db) out["evaluated_per_s"] = r.points_per_s;
+  return out;
 }
 
-json to_json(const MergeReport& r) { return {{"rows", r.rows}, {"conflicts", r.conflicts}, {"examples", r.examples}, {"written", r.written}}; }
+json to_json(const MergeReport& r) { return {{"rows", r.rows}, {"conflicts", r.conflicts}, {"examples", r.examples}, {"written", r.written}, {"provenance", "computed"}}; }
 
 json to_json(const DiffReport& r) {
   json changed = json::array();
   for (const ChangedPoint& p : r.changed) {
     json figures = json::array();
-    for (const FigureChange& f : p.figures) figures.push_back({{"figure", f.figure}, {"a", f.a}, {"b", f.b}, {"change", finite(f.change)}});
-    changed.push_back({{"key", p.key}, {"configuration", json::parse(p.configuration)}, {"context", p.context}, {"batch", p.batch}, {"worst", finite(p.worst)}, {"figures", figures}});
+    for (const FigureChange& f : p.figures) figures.push_back({{"figure", f.figure}, {"a", f.a}, {"b", f.b}, {"change", finite(f.change)}, {"provenance", provenance_of(f.figure)}});
+    const bool workload = p.prompt.has_value();
+    json row{{"key", p.key}, {"configuration", json::parse(p.configuration)}, {"context", p.context}, {"batch", workload && p.batch == 0 ? json(nullptr) : json(p.batch)},
+             {"worst", finite(p.worst)}, {"figures", figures}};
+    if (workload) row.update({{"prompt", *p.prompt}, {"output", *p.output}});
+    changed.push_back(std::move(row));
   }
-  return {{"changed", changed}, {"changed_count", r.changed_count}, {"equal", r.equal}, {"only_a", r.only_a}, {"only_b", r.only_b}};
+  return {{"changed", changed}, {"changed_count", r.changed_count}, {"equal", r.equal}, {"only_a", r.only_a}, {"only_b", r.only_b}, {"provenance", "computed"}};
 }
 
 json to_json(const Recommendation& r) {
@@ -51,7 +61,7 @@ json to_json(const Recommendation& r) {
           {"recipe", r.recipe.canonical()},
           {"params", params_of(r.recipe)},
           {"requests_per_s", f.requests_per_s},
-          {"interval", {{"low_requests_per_s", f.low_requests_per_s}, {"high_requests_per_s", f.high_requests_per_s}, {"evidence", sim::name_of(f.evidence)}}},
+          {"interval", {{"low_requests_per_s", f.low_requests_per_s}, {"high_requests_per_s", f.high_requests_per_s}, {"evidence", sim::name_of(f.evidence)}, {"provenance", "computed"}}},
           {"tokens_per_s", f.tokens_per_s},
           {"ttft_ms", f.ttft_s * 1e3},
           {"tpot_ms", f.tpot_s * 1e3},
@@ -61,12 +71,15 @@ json to_json(const Recommendation& r) {
           {"speedup", maybe(r.speedup)},
           {"speedup_decode_only", maybe(r.speedup_decode_only)},
           {"size_factor", f.size_factor},
+          {"energy_j_per_token", finite(f.energy_j_per_token)},
+          {"energy_provenance", "assumed"},  // of the power that it is computed from
           {"quality",
            {{"value", maybe(r.quality.value)},
             {"grade", r.quality.grade.empty() ? json(nullptr) : json(r.quality.grade)},
             {"model", r.quality.model.empty() ? json(nullptr) : json(r.quality.model)},
             {"proxy", r.quality.grade == "X"},
-            {"source", r.quality.source}}},
+            {"source", r.quality.source},
+            {"provenance", r.quality.provenance.empty() ? json(nullptr) : json(r.quality.provenance)}}},
           {"deployable", r.deployable},
           {"research", r.deployable.empty() && r.recipe.canonical() != "full"},
           {"best_of_method", r.best_of_method},

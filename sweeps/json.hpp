@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "sweeps/merge.hpp"
@@ -10,11 +11,12 @@
 
 namespace kvatlas::sweep {
 
-/// {points, stored, skipped, infeasible, seconds, points_per_s, db, interrupted, left_out}
-nlohmann::json to_json(const SweepReport& report, const std::string& db);
-/// {rows, conflicts, examples, written}
+/// {points, stored, skipped, infeasible, seconds, points_per_s, db, interrupted, left_out}; points_per_s is null when nothing
+/// was stored. db is null without a store, and what was evaluated in a second is then evaluated_per_s.
+nlohmann::json to_json(const SweepReport& report, const std::optional<std::string>& db);
+/// {rows, conflicts, examples, written, provenance}
 nlohmann::json to_json(const MergeReport& report);
-/// {changed:[{key, configuration, context, batch, worst, figures:[...]}], changed_count, equal, only_a, only_b}
+/// {changed:[{key, configuration, context, batch, worst, figures:[...]; of a workload also prompt, output}], changed_count, equal, only_a, only_b, provenance}
 nlohmann::json to_json(const DiffReport& report);
 /// {recommendations:[{rank, method, params, ...}], excluded, uncertain, binds, advised:{recipe, rank, why}}; deployable first, then research
 nlohmann::json to_json(const RecommendReport& report);

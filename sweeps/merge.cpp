@@ -1,7 +1,9 @@
 #include "sweeps/merge.hpp"
 
+#include <algorithm>
 #include <optional>
 #include <system_error>
+#include <utility>
 
 #include "core/errors.hpp"
 #include "sweeps/schema.hpp"
@@ -43,7 +45,7 @@ std::string differs(const std::vector<std::string>& columns) {
   return sql + ")";
 }
 
-void copy_store(Database& db, MergeReport& report) {
+void copy_store(Database& db, const std::filesystem::path& input, MergeReport& report) {
   for (const char* table : {"models", "gpus", "methods", "workloads", "quality", "measurements", "claims", "imported"}) copy_plain(db, table);
   db.exec(
       "INSERT OR IGNORE INTO main.configurations(key, model, gpu, method, weights, engine, tp, plan, provenance, canonical) "
@@ -57,14 +59,12 @@ void copy_store(Database& db, MergeReport& report) {
   const std::vector<std::string> figures = figure_columns();
   db.exec(cat("INSERT INTO main.predictions(key, configuration, ", joined(figures, ""), ") SELECT p.key, c_map.new, ", joined(figures, "p."),
               " FROM source.predictions p JOIN c_map ON c_map.old = p.configuration"));
-  std::vector<std::string> served;
-  for (const std::string& c : columns_of(db, "workload_predictions"))
-    if (c != "key" && c != "configuration" && c != "workload") served.push_back(c);
+  const std::vector<std::string> served = workload_figure_columns();
   {
     Statement s(db, cat("SELECT hex(a.key) FROM main.workload_predictions a JOIN source.workload_predictions b ON a.key = b.key WHERE ", differs(served)));
     while (s.step()) {
       ++report.conflicts;
-      if (report.examples.size() < 5) report.examples.push_back(cat("workload point ", s.text(0), " has other figures in ", db.path().string()));
+      if (report.examples.size() < 5) report.examples.push_back(cat("workload point ", s.text(0), " has other figures in ", input.string()));
     }
   }
   db.exec(cat("INSERT OR IGNORE INTO main.workload_predictions(key, configuration, workload, ", joined(served, ""), ") SELECT p.key, c_map.new, w_map.new, ",
@@ -78,17 +78,23 @@ void copy_store(Database& db, MergeReport& report) {
       "DROP TABLE c_map; DROP TABLE w_map");
 }
 
+/// The last row that an input brought, and the input.
+using LastRow = std::pair<std::int64_t, std::filesystem::path>;
+
 /// Finds keys that came twice, counts those whose figures differ, keeps the row that came first.
-void settle_twins(Database& db, MergeReport& report) {
+void settle_twins(Database& db, const std::vector<LastRow>& ends, MergeReport& report) {
+  const auto input_of = [&](std::int64_t id) {
+    return std::find_if(ends.begin(), ends.end(), [&](const LastRow& end) { return id <= end.first; })->second.string();
+  };
   if (db.integer("SELECT count(*) - count(DISTINCT key) FROM predictions") == 0) return;
   db.exec("CREATE INDEX predictions_probe ON predictions(key)");
   {
-    Statement s(db, cat("SELECT c.canonical, a.context, a.batch, a.step_s, b.step_s FROM predictions a JOIN predictions b ON a.key = b.key AND a.id < b.id "
+    Statement s(db, cat("SELECT c.canonical, a.context, a.batch, a.step_s, b.step_s, a.id, b.id FROM predictions a JOIN predictions b ON a.key = b.key AND a.id < b.id "
                         "JOIN configurations c ON c.id = a.configuration WHERE ", differs(figure_columns()), " ORDER BY a.key"));
     while (s.step()) {
       ++report.conflicts;
       if (report.examples.size() < 5)
-        report.examples.push_back(cat(s.text(0), " at context ", s.integer(1), ", batch ", s.integer(2), ": step ", s.number(3), " s and ", s.number(4), " s"));
+        report.examples.push_back(cat(s.text(0), " at context ", s.integer(1), ", batch ", s.integer(2), ": step ", s.number(3), " s in ", input_of(s.integer(5)), " and ", s.number(4), " s in ", input_of(s.integer(6))));
     }
   }
   db.exec("DELETE FROM predictions WHERE id IN (SELECT b.id FROM predictions a JOIN predictions b ON a.key = b.key AND a.id < b.id)");
@@ -138,6 +144,7 @@ MergeReport merge_stores(const std::filesystem::path& out, const std::vector<std
       Statement s(db, "UPDATE meta SET value = ? WHERE name = 'code_version'");
       s.bind(1, std::string_view(*version)).run();
     }
+    std::vector<LastRow> ends;
     for (const std::filesystem::path& in : sources) {
       {
         const std::string name = in.string();
@@ -146,18 +153,22 @@ MergeReport merge_stores(const std::filesystem::path& out, const std::vector<std
       }
       {
         Transaction t(db);
-        copy_store(db, report);
+        copy_store(db, in, report);
         t.commit();
       }
+      ends.emplace_back(db.integer("SELECT coalesce(max(id), 0) FROM predictions"), in);
       db.exec("DETACH source");
     }
     {
       Transaction t(db);
-      settle_twins(db, report);
+      settle_twins(db, ends, report);
       t.commit();
     }
     report.written = report.conflicts == 0 || force;
-    if (report.written) build_index(db);
+    if (report.written) {
+      build_index(db);
+      db.exec("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode=DELETE");  // as a sweep leaves its store
+    }
     report.rows = db.integer("SELECT (SELECT count(*) FROM predictions) + (SELECT count(*) FROM workload_predictions)");
   } catch (...) {
     remove_part();

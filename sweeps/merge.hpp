@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,10 +28,11 @@ struct FigureChange {
 };
 struct ChangedPoint {
   std::string key, configuration;
-  std::int64_t context = 0;
-  int batch = 0;
-  std::vector<FigureChange> figures;
+  std::int64_t context = 0;  // of a workload: prompt + output, the longest that it gets
+  int batch = 0;             // of a workload: the requests in flight that it asks for, 0 where it leaves them open
+  std::vector<FigureChange> figures{};
   double worst = 0;          // largest |change|
+  std::optional<std::int64_t> prompt{}, output{};  // of a workload; a point has neither
 };
 struct DiffReport {
   std::vector<ChangedPoint> changed;   // past the threshold, worst first, at most `limit`
@@ -39,7 +41,7 @@ struct DiffReport {
   std::int64_t only_a = 0, only_b = 0;
 };
 
-/// Points that both stores hold and whose figures differ by more than `threshold` (relative, 0.01 = 1 %).
+/// Points and workloads that both stores hold and whose figures differ by more than `threshold` (relative, 0.01 = 1 %).
 /// throws IoError for a store, InvalidArgument for the threshold
 DiffReport diff_stores(const std::filesystem::path& a, const std::filesystem::path& b, double threshold = 0, std::size_t limit = 1000);
 

@@ -32,6 +32,7 @@ json point_of(const Statement& row) {
     else if (c.type == Column::Type::integer) value = row.integer(at);
     else value = row.number(at);
   }
+  point["energy_provenance"] = "assumed";  // energy is computed from an assumed power
   return point;
 }
 
@@ -76,6 +77,7 @@ std::vector<json> pareto(const std::filesystem::path& store, const ParetoQuery& 
     where.push_back({.column = &find_column("where", "fits"), .op = "=", .value = 1.0});
   std::optional<Database> db;
   open_for_reading(db, store);
+  resolve_where(*db, where);
   std::vector<std::int64_t> ids;
   std::vector<std::pair<double, double>> values;
   {
@@ -106,9 +108,10 @@ std::vector<json> pareto(const std::filesystem::path& store, const ParetoQuery& 
 }
 
 std::vector<json> select_points(const std::filesystem::path& store, const std::string& where, std::int64_t limit) {
-  const std::vector<Condition> conditions = parse_where(where);
+  std::vector<Condition> conditions = parse_where(where);
   std::optional<Database> db;
   open_for_reading(db, store);
+  resolve_where(*db, conditions);
   Statement s(*db, cat(point_select(), where_sql(conditions), " ORDER BY p.key LIMIT ", limit));
   bind_where(s, conditions);
   std::vector<json> out;

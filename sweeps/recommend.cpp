@@ -69,18 +69,23 @@ Candidate evaluate(const RecommendRequest& request, const Recipe& recipe) {
 double decode_rate(const sim::WorkloadFigures& f) { return f.step_s > 0 ? static_cast<double>(f.concurrency) / f.step_s : 0; }
 
 Quality quality_of(const RecommendRequest& request, const Recipe& recipe) {
-  if (is_plain(recipe)) return {.value = 1.0, .grade = "", .model = request.deployment.model->slug, .source = "by definition: quality is counted against the plain cache"};
+  if (is_plain(recipe)) return {.value = 1.0, .grade = "", .model = request.deployment.model->slug, .source = "by definition: quality is counted against the plain cache", .provenance = "computed"};
   if (request.evidence)
     if (const auto found = request.evidence(*request.deployment.model, recipe, request.quality_evidence)) return *found;
   return {.value = std::nullopt, .grade = "", .model = "", .source = cat("unknown; kvatlas evaluate --weights FILE --text FILE --method \"", recipe.canonical(), "\" would settle it")};
 }
 
-/// What the request itself rules out, as a sentence.
-std::optional<std::string> ruled_out(const RecommendRequest& request, const Recommendation& r) {
+/// A sentence when the engine that the request names does not offer the recipe.
+std::optional<std::string> not_offered(const RecommendRequest& request, const Recommendation& r) {
   if (request.deployable && std::find(r.deployable.begin(), r.deployable.end(), *request.deployable) == r.deployable.end() && !is_plain(r.recipe))
     return cat(*request.deployable, " does not offer it", r.deployable.empty() ? ": research only" : "");
+  return std::nullopt;
+}
+
+/// A sentence when the quality that the request asks for is not known to be there.
+std::optional<std::string> quality_refused(const RecommendRequest& request, const Recommendation& r) {
   if (!request.min_quality) return std::nullopt;
-  if (!r.quality.value) return cat("quality unknown (accepted evidence: ", request.quality_evidence, "), must be at least ", *request.min_quality);
+  if (!r.quality.value) return cat("quality unknown (accepted evidence: ", spell_grades(request.quality_evidence), "), must be at least ", *request.min_quality);
   if (*r.quality.value < *request.min_quality) return fmt::format("quality {:.4f} ({}), must be at least {}", *r.quality.value, r.quality.grade, *request.min_quality);
   return std::nullopt;
 }
@@ -117,7 +122,7 @@ std::set<std::string> mark_speakers(std::vector<Recommendation>& ranked, const s
 }
 
 /// What to run: the first by rank that an engine offers and that was judged, or that at least forgets nothing by construction.
-void advise(const std::vector<Recommendation>& ranked, RecommendReport& report) {
+void advise(const std::vector<Recommendation>& ranked, const RecommendRequest& request, OfferedFates fates, RecommendReport& report) {
   const auto offered = [](const Recommendation& r) { return r.best_of_method && !r.deployable.empty(); };
   for (const Recommendation& r : ranked)
     if (offered(r) && !is_plain(r.recipe) && (r.quality.value || !r.forgets)) {
@@ -129,7 +134,8 @@ void advise(const std::vector<Recommendation>& ranked, RecommendReport& report) 
   for (const Recommendation& r : ranked)
     if (is_plain(r.recipe)) {
       report.advised = r;
-      report.advised_why = "no method that an engine offers is worth it here without forgetting tokens";
+      for (const Recommendation& other : ranked) fates.forgetful = fates.forgetful || (other.forgets && !other.deployable.empty());
+      report.advised_why = plain_sentence(fates, request);
       return;
     }
   for (const Recommendation& r : ranked)
@@ -170,10 +176,10 @@ QualityEvidence quality_of_store(const std::string& path) {
   std::optional<Database> db;
   open_for_reading(db, path);
   std::map<std::pair<std::string, std::string>, std::vector<Quality>> rows;
-  Statement s(*db, "SELECT model, recipe, retained, grade, quality_model, source FROM quality WHERE retained IS NOT NULL ORDER BY id");
+  Statement s(*db, "SELECT model, recipe, retained, grade, quality_model, source, provenance FROM quality WHERE retained IS NOT NULL ORDER BY id");
   while (s.step())
     rows[{std::string(s.text(0)), std::string(s.text(1))}].push_back(
-        {.value = s.number(2), .grade = std::string(s.text(3)), .model = std::string(s.text(4)), .source = std::string(s.text(5))});
+        {.value = s.number(2), .grade = std::string(s.text(3)), .model = std::string(s.text(4)), .source = std::string(s.text(5)), .provenance = std::string(s.text(6))});
   return [rows](const models::Model& model, const Recipe& recipe, const std::string& accepted) -> std::optional<Quality> {
     const auto found = rows.find({model.slug, recipe.canonical()});
     if (found == rows.end()) return std::nullopt;
@@ -212,8 +218,10 @@ RecommendReport recommend(const RecommendRequest& given) {
 
   std::map<std::string, std::vector<Exclusion>> excluded;
   std::vector<Recommendation> ranked;
+  OfferedFates fates;
   for (const auto& c : results) {
     const std::string slug = c->recipe.main().slug;
+    fates.asked += is_plain(c->recipe) ? 0 : 1;
     const auto exclude = [&](std::string why) { excluded[slug].push_back({c->recipe.canonical(), std::move(why)}); };
     if (c->why_not) {
       exclude(*c->why_not);
@@ -224,10 +232,18 @@ RecommendReport recommend(const RecommendRequest& given) {
       r.speedup = c->figures.requests_per_s / report.plain->requests_per_s;
       if (decode_rate(*report.plain) > 0) r.speedup_decode_only = decode_rate(c->figures) / decode_rate(*report.plain);
     }
-    if (const auto reason = ruled_out(request, r)) {
+    if (const auto reason = not_offered(request, r)) {
       exclude(*reason);
       continue;
     }
+    const bool counted = !is_plain(r.recipe) && !r.deployable.empty();
+    fates.offered += counted ? 1 : 0;
+    if (const auto reason = quality_refused(request, r)) {
+      fates.quality_refused += counted ? 1 : 0;
+      exclude(*reason);
+      continue;
+    }
+    fates.research = fates.research || r.deployable.empty();
     if (!is_plain(r.recipe) && r.speedup && *r.speedup < kWorthwhile) {
       exclude(no_gain_sentence(*r.speedup, c->figures, *report.plain, request.workload));
       continue;
@@ -238,7 +254,7 @@ RecommendReport recommend(const RecommendRequest& given) {
   std::stable_sort(ranked.begin(), ranked.end(), [](const Recommendation& a, const Recommendation& b) { return a.figures.requests_per_s > b.figures.requests_per_s; });
   for (std::size_t i = 0; i < ranked.size(); ++i) ranked[i].rank = static_cast<int>(i) + 1;
   const std::set<std::string> recommended = mark_speakers(ranked, request.candidates);
-  advise(ranked, report);
+  advise(ranked, request, fates, report);
   collect_exclusions(excluded, recommended, report);
   std::vector<const Recommendation*> first;
   for (const Recommendation& r : ranked)

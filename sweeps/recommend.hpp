@@ -19,6 +19,7 @@ struct Quality {
   std::string grade;    // M, C, P, F, X, or empty when unknown
   std::string model;    // the model it was measured on
   std::string source;   // where it is from; for unknown quality the command that would settle it
+  std::string provenance{};  // measured, published, ...; computed for the plain cache; empty when unknown
 };
 
 /// Looks up evidence; grades not in `accepted` do not count. An empty answer is "unknown".

@@ -1,5 +1,7 @@
 #include "sweeps/recommend_why.hpp"
 
+#include <cctype>
+
 #include "core/errors.hpp"
 
 namespace kvatlas::sweep {
@@ -38,6 +40,22 @@ std::string binding_sentence(const sim::WorkloadFigures& f, const sim::Workload&
   if (f.bound == sim::Bound::memory_capacity)
     return cat("memory capacity binds: ", f.concurrency, one ? " request fits, " : " requests fit, ", share(1 - prefill), " of a request's GPU time is decoding");
   return cat("decoding binds (", share(1 - prefill), " of a request's GPU time): a step of ", f.concurrency, one ? " request" : " requests", " takes ", ms(f.step_s), ", limited by ", what_binds(f.bound));
+}
+
+std::string spell_grades(std::string_view grades) {
+  std::string text;
+  for (const char c : grades) text += cat(text.empty() ? "" : ", ", static_cast<char>(std::tolower(static_cast<unsigned char>(c))));
+  return text;
+}
+
+std::string plain_sentence(const OfferedFates& f, const RecommendRequest& request) {
+  if (f.asked == 0) return "the plain cache is the only one that was asked about";
+  const std::string engine = request.deployable ? *request.deployable : "an engine";
+  if (f.offered == 0) return cat("no other method that was asked about is offered by ", engine, " and can serve this");
+  if (f.quality_refused == f.offered)
+    return cat("no other method ", f.research || request.deployable ? cat("that ", engine, " offers ") : std::string(), "has accepted evidence (", spell_grades(request.quality_evidence), ") of quality of at least ", *request.min_quality);
+  if (f.forgetful) return cat("no method that ", engine, " offers is worth it here without forgetting tokens");
+  return cat("no method that ", engine, " offers ", request.min_quality ? "and whose quality is accepted " : "", "is worth it here");
 }
 
 std::string gain_sentence(const Recommendation& r, const std::optional<sim::WorkloadFigures>& plain, const sim::Workload& w) {

@@ -211,6 +211,7 @@ EvaluateReport evaluate_sweep(const Spec& spec, const SweepOptions& options) {
   crew.rethrow();
   meter.tell(true);
   out.report = meter.report(spec, work, stopped(options));
+  out.report.stored = 0;  // the meter counts what was evaluated
   return out;
 }
 

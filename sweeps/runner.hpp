@@ -32,12 +32,12 @@ struct SweepOptions {
 };
 
 struct SweepReport {
-  std::int64_t points = 0;       // of the sweep that exist: stored + skipped
+  std::int64_t points = 0;       // points and workloads of the sweep that exist: stored + skipped; of evaluate_sweep: evaluated
   std::int64_t stored = 0;       // by this call
   std::int64_t skipped = 0;      // that the store had
   std::int64_t infeasible = 0;   // configurations that cannot be, and contexts at which nothing fits
   double seconds = 0;
-  double points_per_s = 0;       // stored, or evaluated, per second of this call
+  double points_per_s = 0;       // stored per second of this call; of evaluate_sweep: evaluated
   bool interrupted = false;      // stop was set before the end
   std::vector<std::string> left_out{};  // settings that no method takes, as sentences
 };

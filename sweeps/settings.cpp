@@ -12,7 +12,7 @@ namespace kvatlas::sweep {
 namespace {
 
 constexpr CommonSetting kCommon[] = {
-    {"bits", "2|3|4|8", "code widths that papers report"},
+    {"bits", "2|4|8", "code widths that papers report and that fill 32-bit words"},
     {"key_bits", "2|3|4|8", "code widths of keys where a method sets them apart"},
     {"value_bits", "2|3|4|8", "code widths of values where a method sets them apart"},
     {"group_size", "32|64|128", "the finest and the coarsest grouping in common use"},

@@ -18,6 +18,10 @@ constexpr const char* kFigureColumns[] = {"context", "batch", "step_s", "low_s",
                                           "other_s", "tokens_per_s", "speedup", "throughput_gain", "size_factor", "cache_bytes",
                                           "peak_bytes", "cache_read_bytes", "energy_j", "bound", "evidence", "fits"};
 
+constexpr const char* kWorkloadFigureColumns[] = {"requests_per_s", "low_requests_per_s", "high_requests_per_s", "tokens_per_s", "ttft_s", "tpot_s", "prefill_s",
+                                                  "step_s", "concurrency", "speedup", "speedup_decode_only", "size_factor", "cache_bytes", "peak_bytes",
+                                                  "energy_j_per_token", "usd_per_mtok", "bound", "evidence", "feasible", "why_not"};
+
 std::string insert_points_sql() {
   std::string columns = "key, configuration", marks = "?, ?";
   for (const char* c : kFigureColumns) {
@@ -93,6 +97,7 @@ void check_code_version(Database& db) {
 }  // namespace
 
 std::vector<std::string> figure_columns() { return {std::begin(kFigureColumns), std::end(kFigureColumns)}; }
+std::vector<std::string> workload_figure_columns() { return {std::begin(kWorkloadFigureColumns), std::end(kWorkloadFigureColumns)}; }
 
 Store::Store(const std::filesystem::path& path) : db_(path, Database::Mode::create) {
   prepare_schema(db_);
@@ -219,6 +224,8 @@ void Store::finish(const Run& run, bool complete) {
   if (complete) {
     build_index(db_);
     index_dropped_ = false;
+    // Without a log, whoever reads the finished store leaves no files beside it and needs no right to make any.
+    db_.exec("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode=DELETE");
   }
 }
 

@@ -102,5 +102,7 @@ void write_dump(Database& db, std::ostream& out);
 
 /// Columns of `predictions` that are figures (all but id, key and configuration), in table order.
 std::vector<std::string> figure_columns();
+/// Columns of `workload_predictions` that are figures (all but id, key, configuration and workload), in table order.
+std::vector<std::string> workload_figure_columns();
 
 }  // namespace kvatlas::sweep

@@ -6,6 +6,7 @@
 
 #include "core/errors.hpp"
 #include "sweeps/store.hpp"
+#include "sweeps/where.hpp"
 
 namespace kvatlas::sweep {
 
@@ -19,9 +20,9 @@ using BestByPair = std::map<Pair, BestPoint>;
 /// The point with the most tokens/s of every GPU and model at a context. With one max() in the list, SQLite takes the
 /// other columns from the row that holds it.
 BestByPair best_points(Database& db, std::int64_t context, const char* condition) {
-  Statement s(db, cat("SELECT g.slug, m.slug, t.recipe, p.batch, p.size_factor, max(p.tokens_per_s) FROM predictions p JOIN configurations c ON "
+  Statement s(db, cat("SELECT g.identity, ", model_name_sql(), ", t.recipe, p.batch, p.size_factor, max(p.tokens_per_s) FROM predictions p JOIN configurations c ON "
                       "c.id = p.configuration JOIN models m ON m.id = c.model JOIN gpus g ON g.id = c.gpu JOIN methods t ON t.id = c.method "
-                      "WHERE p.fits = 1 AND p.context = ?", condition, " GROUP BY g.slug, m.slug"));
+                      "WHERE p.fits = 1 AND p.context = ?", condition, " GROUP BY g.id, m.id"));
   s.bind(1, context);
   BestByPair best;
   while (s.step())
@@ -45,8 +46,8 @@ StoreSummary summarize(const std::filesystem::path& store) {
   std::map<Pair, std::int64_t> points;
   bool usual = false;
   std::int64_t longest = 0, last_configuration = -1;
-  Statement s(*db, "SELECT g.slug, m.slug, c.id, p.context, count(*) FROM predictions p JOIN configurations c ON c.id = p.configuration "
-                   "JOIN models m ON m.id = c.model JOIN gpus g ON g.id = c.gpu GROUP BY c.id, p.context ORDER BY c.id, p.context");
+  Statement s(*db, cat("SELECT g.identity, ", model_name_sql(), ", c.id, p.context, count(*) FROM predictions p JOIN configurations c ON c.id = p.configuration "
+                       "JOIN models m ON m.id = c.model JOIN gpus g ON g.id = c.gpu GROUP BY c.id, p.context ORDER BY c.id, p.context"));
   while (s.step()) {
     points[{std::string(s.text(0)), std::string(s.text(1))}] += s.integer(4);
     out.points += s.integer(4);
@@ -56,6 +57,7 @@ StoreSummary summarize(const std::filesystem::path& store) {
     usual = usual || s.integer(3) == kUsualContext;
     longest = std::max(longest, s.integer(3));
   }
+  out.workloads = db->integer("SELECT count(*) FROM workload_predictions");
   out.context = usual ? kUsualContext : longest;
   const BestByPair plain = best_points(*db, out.context, " AND t.recipe = 'full'");
   const BestByPair deployable = best_points(*db, out.context, " AND t.deployable = 1 AND t.recipe <> 'full'");

@@ -18,7 +18,7 @@ struct BestPoint {
 };
 
 struct PairSummary {
-  std::string gpu, model;
+  std::string gpu, model;               // a changed GPU by its canonical text; a model by its slug, or its identity where two share a slug
   std::int64_t points = 0;              // of all contexts
   std::optional<BestPoint> plain;       // `full`, where it fits at all
   std::optional<BestPoint> deployable;  // best recipe that an engine offers today
@@ -28,6 +28,7 @@ struct PairSummary {
 struct StoreSummary {
   std::int64_t context = 0;             // what the pairs are compared at: 32K where the store has it, else its longest
   std::int64_t points = 0;
+  std::int64_t workloads = 0;           // served by a configuration, one row each
   std::int64_t configurations = 0;      // with at least one point
   std::int64_t designs = 0;             // distinct (configuration, context)
   std::int64_t file_bytes = 0;

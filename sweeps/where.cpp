@@ -3,9 +3,14 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <initializer_list>
 
 #include "core/errors.hpp"
+#include "models/registry.hpp"
+#include "reference/compose/recipe.hpp"
 #include "reference/params.hpp"
+#include "reference/registry.hpp"
+#include "simulator/evaluator.hpp"
 
 namespace kvatlas::sweep {
 
@@ -14,9 +19,12 @@ namespace {
 using Type = Column::Type;
 using Sense = Column::Sense;
 
+// Descriptors of one slug may differ (imported from two files); a slug that stands for one of them only is the shorter name.
+constexpr std::string_view kModelName = "CASE WHEN (SELECT count(*) FROM models o WHERE o.slug = m.slug) > 1 THEN m.identity ELSE m.slug END";
+
 constexpr Column kColumns[] = {
-    {"model", "m.slug", Type::text},
-    {"gpu", "g.slug", Type::text},
+    {"model", kModelName, Type::text, Sense::none, "m.identity"},
+    {"gpu", "g.identity", Type::text},
     {"method", "t.slug", Type::text},
     {"recipe", "t.recipe", Type::text},
     {"family", "t.family", Type::text},
@@ -81,7 +89,71 @@ Condition parse_condition(std::string_view text) {
   return c;
 }
 
+std::vector<std::string> texts(Database& db, std::string_view sql) {
+  std::vector<std::string> out;
+  Statement s(db, sql);
+  while (s.step()) out.emplace_back(s.text(0));
+  return out;
+}
+
+/// `value` when the store has it. Without a row there is nothing to compare with, and every answer is empty.
+std::string known_to(const std::vector<std::string>& names, std::string_view kind, const std::string& value) {
+  if (names.empty() || std::find(names.begin(), names.end(), value) != names.end()) return value;
+  const std::vector<std::string_view> views(names.begin(), names.end());
+  throw InvalidArgument(unknown_name(cat(kind, " in this store"), value, views));
+}
+
+/// The identity of a model that the store holds, by identity, slug, or alias.
+std::string model_in(Database& db, const std::string& value) {
+  const std::vector<std::string> identities = texts(db, "SELECT identity FROM models ORDER BY identity");
+  std::string slug = value;
+  for (const models::Model& m : models::all_models())
+    if (m.slug == value || std::find(m.aliases.begin(), m.aliases.end(), value) != m.aliases.end()) slug = m.slug;
+  for (const std::string& name : {value, slug})
+    if (std::find(identities.begin(), identities.end(), name) != identities.end()) return name;
+  std::vector<std::string> same;
+  for (const std::string& identity : identities)
+    if (identity.starts_with(slug + "#")) same.push_back(identity);
+  if (same.size() == 1) return same[0];
+  if (same.empty()) return known_to(texts(db, cat("SELECT DISTINCT ", kModelName, " FROM models m ORDER BY 1")), "model", value);
+  std::string list;
+  for (const std::string& s : same) list += cat(list.empty() ? "" : ", ", s);
+  throw InvalidArgument(cat("\"", value, "\" stands for several models in this store, must be one of ", list));
+}
+
+template <class Enum>
+std::string enumerator(std::string_view kind, const std::string& value, std::initializer_list<Enum> all) {
+  std::vector<std::string_view> names;
+  for (const Enum e : all) names.emplace_back(sim::name_of(e));
+  if (std::find(names.begin(), names.end(), value) == names.end()) throw InvalidArgument(unknown_name(kind, value, names));
+  return value;
+}
+
+/// A value as the store spells it.
+std::string resolved(Database& db, std::string_view column, const std::string& value) {
+  if (column == "model") return model_in(db, value);
+  if (column == "gpu") {
+    const std::vector<std::string> names = texts(db, "SELECT identity FROM gpus ORDER BY identity");
+    if (std::find(names.begin(), names.end(), value) != names.end()) return value;
+    return known_to(names, "GPU", sim::canonical(sim::parse_gpu(value)));
+  }
+  if (column == "method") return find_method(value).slug;
+  if (column == "recipe") return Recipe::parse(value).canonical();
+  if (column == "family") return known_to(texts(db, "SELECT DISTINCT family FROM methods ORDER BY 1"), "family", value);
+  if (column == "weights") return known_to(texts(db, "SELECT DISTINCT weights FROM configurations ORDER BY 1"), "weight format", sim::name_of(sim::parse_weight_format(value)));
+  if (column == "engine") return known_to(texts(db, "SELECT DISTINCT engine FROM configurations ORDER BY 1"), "engine", sim::find_engine(value).slug);
+  if (column == "plan") return known_to({"ideal", "released"}, "plan", value);
+  if (column == "provenance") return known_to(texts(db, "SELECT DISTINCT provenance FROM configurations ORDER BY 1"), "provenance", value);
+  using B = sim::Bound;
+  if (column == "bound_by") return enumerator("bound", value, {B::memory, B::unpack, B::tensor, B::vector, B::latency, B::link, B::memory_capacity});
+  using E = sim::Evidence;
+  if (column == "evidence") return enumerator("evidence", value, {E::fitted, E::extrapolated, E::other_gpu, E::uncalibrated_format});
+  return value;
+}
+
 }  // namespace
+
+std::string_view model_name_sql() { return kModelName; }
 
 std::span<const Column> point_columns() { return kColumns; }
 
@@ -103,16 +175,22 @@ std::vector<Condition> parse_where(std::string_view text) {
   std::vector<Condition> out;
   text = trim(text);
   if (text.empty()) return out;
-  // A recipe holds commas of its own, so a comma ends a condition only where a comparison of a known column follows.
+  // Recipes and changed GPUs hold commas behind a colon: there a comma ends a condition only where a comparison of a known column follows.
   const auto starts_condition = [](std::string_view rest) {
     rest = trim(rest);
     const std::size_t end = std::min(rest.find_first_of("!<>= "), rest.size());
     return std::any_of(std::begin(kColumns), std::end(kColumns), [&](const Column& c) { return c.name == rest.substr(0, end); });
   };
   std::size_t start = 0;
+  char quote = 0;
   for (std::size_t i = 0; i < text.size(); ++i) {
+    if (quote != 0 || text[i] == '"' || text[i] == '\'') {  // nothing ends inside quotes
+      if (quote == 0) quote = text[i];
+      else if (text[i] == quote) quote = 0;
+      continue;
+    }
     std::size_t width = 0;
-    if (text[i] == ',' && (starts_condition(text.substr(i + 1)) || text.substr(start, i - start).find("recipe") == std::string_view::npos)) width = 1;
+    if (text[i] == ',' && (starts_condition(text.substr(i + 1)) || text.substr(start, i - start).find(':') == std::string_view::npos)) width = 1;
     if (text.substr(i).starts_with(" and ") || text.substr(i).starts_with(" AND ")) width = 5;
     if (width == 0) continue;
     out.push_back(parse_condition(trim(text.substr(start, i - start))));
@@ -123,9 +201,21 @@ std::vector<Condition> parse_where(std::string_view text) {
   return out;
 }
 
+void resolve_where(Database& db, std::vector<Condition>& conditions) {
+  for (Condition& c : conditions) {
+    auto* value = std::get_if<std::string>(&c.value);
+    if (value == nullptr) continue;
+    try {
+      *value = resolved(db, c.column->name, *value);
+    } catch (const InvalidArgument& e) {
+      throw InvalidArgument(cat("where: ", e.what()));
+    }
+  }
+}
+
 std::string where_sql(const std::vector<Condition>& conditions) {
   std::string sql;
-  for (const Condition& c : conditions) sql += cat(sql.empty() ? " WHERE " : " AND ", c.column->sql, " ", c.op, " ?");
+  for (const Condition& c : conditions) sql += cat(sql.empty() ? " WHERE " : " AND ", c.column->filter.empty() ? c.column->sql : c.column->filter, " ", c.op, " ?");
   return sql;
 }
 

@@ -32,8 +32,20 @@ std::string spell_best(const std::optional<sweep::BestPoint>& p, bool with_recip
   return cat(spell_count(p->tokens_per_s), with_recipe ? cat(" ", p->recipe) : "");
 }
 
+void print_report(std::ostream& out, const sweep::SweepReport& r, const sweep::Spec& spec, bool no_store) {
+  const char* what = spec.workloads.empty() ? "points" : spec.contexts.empty() ? "workloads" : "points and workloads";
+  out << spell_count(static_cast<double>(r.points)) << " " << what << ": ";
+  if (no_store) out << "evaluated, none stored; ";
+  else out << spell_count(static_cast<double>(r.stored)) << " stored, " << spell_count(static_cast<double>(r.skipped)) << " were there already; ";
+  out << spell_count(static_cast<double>(r.infeasible)) << " infeasible; " << fmt::format("{:.2f}", r.seconds) << " s";
+  if (r.stored > 0) out << ", " << spell_count(r.points_per_s) << " stored/s";
+  if (no_store) out << ", " << spell_count(r.points_per_s) << " evaluated/s";
+  out << "\n";
+}
+
 void print_summary(std::ostream& out, const sweep::StoreSummary& s, const std::string& db) {
-  out << db << ": " << spell_count(static_cast<double>(s.points)) << " points, " << spell_count(static_cast<double>(s.designs))
+  out << db << ": " << spell_count(static_cast<double>(s.points)) << " points and " << spell_count(static_cast<double>(s.workloads))
+      << " workloads, " << spell_count(static_cast<double>(s.designs))
       << " distinct (model, GPU, method, parameters, context), " << spell_bytes(static_cast<double>(s.file_bytes));
   if (s.points > 0) out << fmt::format(" ({:.0f} bytes a point)", static_cast<double>(s.file_bytes) / static_cast<double>(s.points));
   out << "\ntokens/s of decoding at " << spell_count(static_cast<double>(s.context))
@@ -68,11 +80,9 @@ int run_sweep(const Arguments& args, const Streams& io) {
   if (!quiet)
     for (const std::string& sentence : report.left_out) io.err << "kvatlas sweep: left out: " << sentence << "\n";
   if (p.json()) {
-    print(io, Json(sweep::to_json(report, db)));
+    print(io, Json(sweep::to_json(report, p.has("no-store") ? std::nullopt : std::optional(db))));
   } else {
-    io.out << spell_count(static_cast<double>(report.points)) << " points: " << spell_count(static_cast<double>(report.stored)) << " stored, "
-           << spell_count(static_cast<double>(report.skipped)) << " were there already; " << spell_count(static_cast<double>(report.infeasible))
-           << " infeasible; " << fmt::format("{:.2f}", report.seconds) << " s, " << spell_count(report.points_per_s) << " points/s\n";
+    print_report(io.out, report, spec, p.has("no-store"));
     if (!p.has("no-store") && !quiet) print_summary(io.out, sweep::summarize(db), db);
   }
   if (report.interrupted) {

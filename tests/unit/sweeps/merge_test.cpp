@@ -1,5 +1,6 @@
 #include "sweeps/merge.hpp"
 
+#include "sweeps/json.hpp"
 #include "sweeps/runner.hpp"
 #include "tests/catch.hpp"
 #include "tests/unit/sweeps/sweep_support.hpp"
@@ -57,6 +58,11 @@ TEST_CASE("a figure that differs is a conflict, and nothing is written", "[unit]
   REQUIRE(r.conflicts == 3);
   REQUIRE_FALSE(r.written);
   REQUIRE(r.examples.size() == 3);
+  for (const std::string& example : r.examples) {
+    CAPTURE(example);
+    REQUIRE(example.find((folder / "b").string()) != std::string::npos);
+    REQUIRE(example.find(".merging") == std::string::npos);
+  }
   REQUIRE_FALSE(std::filesystem::exists(folder / "out"));
   const MergeReport forced = merge_stores(folder / "out", {folder / "a", folder / "b"}, true);
   REQUIRE(forced.conflicts == 3);
@@ -74,6 +80,35 @@ TEST_CASE("stores of two versions of the code merge by force only", "[unit]") {
   REQUIRE(merge_stores(folder / "out", parts, true).written);
   REQUIRE(sentence_of([&] { merge_stores(folder / "x", {}); }) == "merge has no input, must have at least one store");
   REQUIRE(sentence_of([&] { merge_stores(folder / "x", {folder / "none"}); }) == (folder / "none").string() + ": no such store");
+}
+
+TEST_CASE("diff compares workloads as it compares points", "[unit]") {
+  const TempFolder folder;
+  run_sweep(parse_spec(small_spec("\"1K..16Kx2\"", "[1, 2, 4, 8]", kWorkload), "s"), folder / "a");
+  run_sweep(parse_spec(small_spec("\"1K..16Kx2\"", "[1, 2, 4, 8]", ", \"workloads\": [{\"prompt\": [\"4K\", \"8K\"], \"output\": 64}]"), "s"), folder / "b");
+  const DiffReport same = diff_stores(folder / "a", folder / "b");
+  REQUIRE(same.changed_count == 0);
+  REQUIRE(same.equal == 168);
+  REQUIRE(same.only_a == 0);
+  REQUIRE(same.only_b == 8);
+  {
+    Database db(folder / "b", Database::Mode::write);
+    db.exec("UPDATE workload_predictions SET ttft_s = ttft_s * 3, requests_per_s = requests_per_s / 2 WHERE id = "
+            "(SELECT min(p.id) FROM workload_predictions p JOIN workloads w ON w.id = p.workload WHERE w.prompt = 4096)");
+  }
+  const DiffReport r = diff_stores(folder / "a", folder / "b", 0.01);
+  REQUIRE(r.changed_count == 1);
+  REQUIRE(r.equal == 167);
+  REQUIRE(r.changed[0].prompt == 4096);
+  REQUIRE(r.changed[0].output == 64);
+  REQUIRE(r.changed[0].context == 4160);
+  REQUIRE(r.changed[0].figures.size() == 2);
+  REQUIRE(r.changed[0].figures[0].figure == "requests_per_s");
+  REQUIRE(r.changed[0].figures[1].figure == "ttft_s");
+  REQUIRE(r.changed[0].figures[1].change == Approx(2.0));
+  const nlohmann::json row = to_json(r)["changed"][0];
+  REQUIRE(row["prompt"] == 4096);
+  REQUIRE(row["batch"].is_null());
 }
 
 TEST_CASE("diff names the points that changed past the threshold, worst first", "[unit]") {

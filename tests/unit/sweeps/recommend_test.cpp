@@ -102,7 +102,10 @@ TEST_CASE("constraints exclude with their reason", "[unit]") {
   r.min_quality = 0.98;
   const RecommendReport unknown = recommend(r);
   for (const Recommendation& one : all_of(unknown)) REQUIRE(one.recipe.canonical() == "full");
-  REQUIRE(std::any_of(unknown.excluded.begin(), unknown.excluded.end(), [](const Exclusion& e) { return e.why.find("quality unknown (accepted evidence: MP), must be at least 0.98") == 0; }));
+  REQUIRE(std::any_of(unknown.excluded.begin(), unknown.excluded.end(), [](const Exclusion& e) { return e.why.find("quality unknown (accepted evidence: m, p), must be at least 0.98") == 0; }));
+  REQUIRE(unknown.advised_why == "no other method has accepted evidence (m, p) of quality of at least 0.98");
+  r.candidates = {Recipe::parse("full")};
+  REQUIRE(recommend(r).advised_why == "the plain cache is the only one that was asked about");
 
   r.min_quality = 0.9;
   r.candidates = {Recipe::parse("full"), Recipe::parse("kivi:bits=4"), Recipe::parse("kivi:bits=2")};
@@ -152,6 +155,14 @@ TEST_CASE("the JSON of recommend has the keys of its contract", "[unit]") {
   for (const auto& row : j["recommendations"])
     for (const char* key : {"rank", "method", "params", "requests_per_s", "interval", "speedup", "speedup_decode_only", "size_factor", "quality", "deployable", "why", "bound_by", "provenance"})
       REQUIRE(row.contains(key));
+  for (const auto& row : j["recommendations"]) {
+    REQUIRE(row["interval"]["provenance"] == "computed");
+    REQUIRE(row["energy_provenance"] == "assumed");
+    REQUIRE(row["quality"].contains("provenance"));
+    REQUIRE(row["quality"]["provenance"].is_null() == row["quality"]["value"].is_null());
+  }
+  REQUIRE(to_json(MergeReport{})["provenance"] == "computed");
+  REQUIRE(to_json(DiffReport{.changed = {{.key = "k", .configuration = "{}", .context = 1, .batch = 1, .figures = {{"energy_j", "1", "2", 1}}, .worst = 1}}})["changed"][0]["figures"][0]["provenance"] == "assumed");
 }
 
 TEST_CASE("quality in a store is looked up by model, recipe and accepted grade", "[unit]") {
@@ -166,6 +177,7 @@ TEST_CASE("quality in a store is looked up by model, recipe and accepted grade",
   const QualityEvidence look = quality_of_store((folder / "q.sqlite").string());
   const models::Model& m = models::find_model("llama-3.1-8b");
   REQUIRE(look(m, Recipe::parse("kivi"), "MP")->value == 0.95);
+  REQUIRE(look(m, Recipe::parse("kivi"), "MP")->provenance == "measured");
   REQUIRE(look(m, Recipe::parse("kivi"), "X")->value == 0.7);
   REQUIRE_FALSE(look(m, Recipe::parse("kivi"), "PC"));
   REQUIRE_FALSE(look(m, Recipe::parse("full"), "MPCFX"));
@@ -178,4 +190,5 @@ TEST_CASE("settings name parameters and recipes that exist, and each recipe once
   for (const Method* m : all_methods()) REQUIRE(seen.contains(m->slug));
   REQUIRE(s.recipes.size() > all_methods().size());
   for (const std::string& sentence : s.left_out) REQUIRE(sentence.find("must be") != std::string::npos);
+  REQUIRE_FALSE(seen.contains("kivi:bits=3"));  // 3-bit codes do not fill a 32-bit word: the method refuses them on every shape
 }

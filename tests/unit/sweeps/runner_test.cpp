@@ -1,5 +1,7 @@
 #include "sweeps/runner.hpp"
 
+#include "sweeps/json.hpp"
+#include "sweeps/summary.hpp"
 #include "tests/catch.hpp"
 #include "tests/unit/sweeps/sweep_support.hpp"
 
@@ -115,6 +117,25 @@ TEST_CASE("workloads are stored beside the microscope", "[unit]") {
   REQUIRE(count(path, "SELECT count(*) FROM workload_predictions WHERE feasible AND requests_per_s > 0 AND speedup > 0") == 2);
   REQUIRE(count(path, "SELECT count(*) FROM workload_predictions WHERE NOT feasible AND requests_per_s IS NULL AND length(why_not) > 5") == 2);
   REQUIRE(run_sweep(spec, path).skipped == 4);
+}
+
+TEST_CASE("a report says what was stored, and nothing is stored by an evaluation", "[unit]") {
+  const TempFolder folder;
+  const Spec spec = parse_spec(small_spec("\"1K..16Kx2\"", "[1, 2, 4, 8]", ", \"workloads\": [{\"prompt\": \"4K\", \"output\": 64}]"), "s");
+  const SweepReport evaluated = evaluate_sweep(spec).report;
+  REQUIRE(evaluated.points == 168);
+  REQUIRE(evaluated.stored == 0);
+  const nlohmann::json none = to_json(evaluated, std::nullopt);
+  REQUIRE(none["db"].is_null());
+  REQUIRE(none["points_per_s"].is_null());
+  REQUIRE(none["evaluated_per_s"].get<double>() > 0);
+  const nlohmann::json first = to_json(run_sweep(spec, folder / "a"), "a");
+  REQUIRE(first["db"] == "a");
+  REQUIRE(first["points_per_s"].get<double>() > 0);
+  REQUIRE(to_json(run_sweep(spec, folder / "a"), "a")["points_per_s"].is_null());
+  const StoreSummary summary = summarize(folder / "a");
+  REQUIRE(summary.points == 160);
+  REQUIRE(summary.workloads == 8);
 }
 
 TEST_CASE("progress counts up to the end and reads well", "[unit]") {

@@ -80,6 +80,27 @@ TEST_CASE("a folder that refuses writing gets one sentence", "[unit]") {
   if (!root) std::filesystem::permissions(folder.path(), std::filesystem::perms::owner_all);
 }
 
+TEST_CASE("a finished store is read without leaving files, and from a folder that refuses writing", "[unit]") {
+  const TempFolder folder;
+  const auto path = folder / "a b.sqlite";
+  run_sweep(parse_spec(small_spec(), "s"), path);
+  const std::string dump = dump_of(path);
+  const auto files = [&] { return std::distance(std::filesystem::directory_iterator(folder.path()), std::filesystem::directory_iterator()); };
+  REQUIRE(files() == 1);
+  { Database(path, Database::Mode::write).exec("PRAGMA journal_mode=WAL"); }  // as an older program left it
+  std::filesystem::permissions(folder.path(), static_cast<std::filesystem::perms>(0555));
+  std::filesystem::permissions(path, static_cast<std::filesystem::perms>(0444));
+  const bool root = geteuid() == 0;  // the superuser may write anywhere, so somebody else reads
+  if (root) REQUIRE(seteuid(65534) == 0);
+  std::string again;
+  const std::string error = sentence_of([&] { again = dump_of(path); });
+  if (root) REQUIRE(seteuid(0) == 0);
+  REQUIRE(error == "no error");
+  REQUIRE(again == dump);
+  REQUIRE(files() == 1);
+  std::filesystem::permissions(folder.path(), std::filesystem::perms::owner_all);
+}
+
 TEST_CASE("a damaged store is reported, not read as something else", "[unit]") {
   const TempFolder folder;
   const auto path = folder / "a.sqlite";
