@@ -33,7 +33,7 @@ bool steers(const Method& m, const NamedBuffer& b) {
 }  // namespace
 
 #ifndef KVATLAS_POISON_FORMULAS
-TEST_CASE("the ledger formula equals the sum of live buffers, before and after the prompt ends and at every step", "[conformance]") {
+TEST_CASE("the ledger formula equals the sum of live buffers, before and after the prompt ends and at every step", "[conformance][ledger]") {
   for (const Method* m : cached_methods())
     for (int attempt = 0; attempt < draws(); ++attempt) {
       const Scenario s = draw(*m, static_cast<std::uint64_t>(attempt));

@@ -32,7 +32,8 @@ std::int64_t rows_in(const std::filesystem::path& path) {
 }
 
 /// Kills sweeps into `path` until `kills` were hit; a sweep that ended first starts the file anew.
-Kills kill_at_random(const Spec& spec, const std::filesystem::path& path, int kills, unsigned seed) {
+/// Moments are drawn up to `longest`, the time of an undisturbed run on this machine and build.
+Kills kill_at_random(const Spec& spec, const std::filesystem::path& path, int kills, unsigned seed, std::chrono::microseconds longest) {
   std::mt19937 random(seed);
   Kills count;
   int& hit = count.hit;
@@ -46,7 +47,7 @@ Kills kill_at_random(const Spec& spec, const std::filesystem::path& path, int ki
       }
       _exit(0);
     }
-    std::this_thread::sleep_for(std::chrono::microseconds(std::uniform_int_distribution<int>(500, 60'000)(random)));
+    std::this_thread::sleep_for(std::chrono::microseconds(std::uniform_int_distribution<std::int64_t>(500, std::max<std::int64_t>(60'000, longest.count()))(random)));
     kill(child, SIGKILL);
     int status = 0;
     waitpid(child, &status, 0);
@@ -66,11 +67,13 @@ Kills kill_at_random(const Spec& spec, const std::filesystem::path& path, int ki
 TEST_CASE("a sweep killed at random moments holds the rows of an undisturbed one", "[property]") {
   const TempFolder folder;
   const Spec spec = parse_spec(small_spec("\"1K..128K+1K\"", "\"1..24\""), "s");
+  const auto start = std::chrono::steady_clock::now();
   run_sweep(spec, folder / "whole.sqlite");
+  const auto longest = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start);
   const std::string whole = dump_of(folder / "whole.sqlite");
   const unsigned seed = 20260;
   CAPTURE(seed);
-  const Kills kills = kill_at_random(spec, folder / "killed.sqlite", 20, seed);
+  const Kills kills = kill_at_random(spec, folder / "killed.sqlite", 20, seed, longest);
   REQUIRE(kills.hit == 20);
   REQUIRE(kills.part_written >= 5);
   const SweepReport rest = run_sweep(spec, folder / "killed.sqlite");
