@@ -17,19 +17,31 @@ const char* name_of(Scope scope) {
 
 const char* name_of(Side side) { return side == Side::key ? "key" : side == Side::value ? "value" : "both"; }
 
-void ContentCounts::add(std::string_view name, std::int64_t value) {
+void ContentCounts::add(std::string_view name, std::int64_t value, int part) {
   for (Count& c : counts)
-    if (c.name == name) {
+    if (c.name == name && c.part == part) {
       c.value += value;
       return;
     }
-  counts.push_back({name, value});
+  counts.push_back({name, value, part});
 }
 
 std::int64_t ContentCounts::get(std::string_view name, std::int64_t expected) const {
+  std::int64_t sum = 0;
+  bool found = false;
   for (const Count& c : counts)
-    if (c.name == name) return c.value;
-  return expected;
+    if (c.name == name) {
+      sum += c.value;
+      found = true;
+    }
+  return found ? sum : expected;
+}
+
+ContentCounts ContentCounts::of_part(int part) const {
+  ContentCounts out;
+  for (const Count& c : counts)
+    if (c.part == part) out.add(c.name, c.value);
+  return out;
 }
 
 void Ledger::add(std::string_view component, Side side, Scope scope, Bytes bytes) {

@@ -36,12 +36,15 @@ struct ContentCounts {
   struct Count {
     std::string_view name;
     std::int64_t value;
+    int part = 0;  // of a cache made of several, each with counts of its own
   };
   std::vector<Count> counts;
 
-  void add(std::string_view name, std::int64_t value);
+  void add(std::string_view name, std::int64_t value, int part = 0);
   /// The sum of what was added under `name`, or `expected` when nothing was.
   std::int64_t get(std::string_view name, std::int64_t expected) const;
+  /// What was counted in one part, as counts of a cache that is not in parts.
+  ContentCounts of_part(int part) const;
   bool empty() const { return counts.empty(); }
 };
 

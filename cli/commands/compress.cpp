@@ -59,8 +59,9 @@ RopeSpec rope_of(const Parsed& p, const KvInput& in, int head_dim, Warnings& war
   } else if (!in.before_rope && !p.has("rope-base")) {
     warnings.add("the input does not say; keys and queries are taken as after RoPE (--rope before changes that)");
   }
-  if (!before && p.has("rope-base"))
-    throw UsageError(cat("--rope-base is ", p.text("rope-base"), ", but keys are after RoPE, must be given for keys before RoPE alone (--rope before)"));
+  for (const char* name : {"model", "rope-base"})
+    if (!before && p.has(name))
+      throw UsageError(cat("--", name, " is ", p.text(name), ", but keys are after RoPE, must be given for keys before RoPE alone (--rope before)"));
   if (!before) return {};
   if (p.has("model")) {
     const models::Model model = models::load_model(p.text("model"));

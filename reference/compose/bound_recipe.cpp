@@ -45,12 +45,13 @@ std::unique_ptr<SideStore> open_side_of(const Rule& r, const LayerClass& c, int 
 class LayeredCache final : public KvCache {
  public:
   using Open = std::function<std::unique_ptr<KvCache>()>;
-  /// `open` is kept: load() fills fresh caches before it replaces these.
-  void add(Open open, const CacheShape& shape) {
+  /// `open` is kept: load() fills fresh caches before it replaces these. `part` is its place in the recipe.
+  void add(int part, Open open, const CacheShape& shape) {
     for (const LayerClass& c : shape.classes)
       for (const int l : c.layers) of_layer_[l] = caches_.size();
     caches_.push_back(open());
     opens_.push_back(std::move(open));
+    parts_.push_back(part);
   }
   void forward(int layer, const StepInput& step, View<float> out) override { at(layer).forward(layer, step, out); }
   void end_prefill() override {
@@ -79,8 +80,8 @@ class LayeredCache final : public KvCache {
   }
   ContentCounts content_counts() const override {
     ContentCounts all;
-    for (const auto& c : caches_)
-      for (const auto& count : c->content_counts().counts) all.add(count.name, count.value);
+    for (std::size_t i = 0; i < caches_.size(); ++i)
+      for (const auto& count : caches_[i]->content_counts().counts) all.add(count.name, count.value, parts_[i]);
     return all;
   }
   Tokens kept(int layer, int kv_head) const override { return at(layer).kept(layer, kv_head); }
@@ -93,15 +94,23 @@ class LayeredCache final : public KvCache {
   }
   std::vector<std::unique_ptr<KvCache>> caches_;
   std::vector<Open> opens_;  // one a cache
+  std::vector<int> parts_;   // one a cache
   std::map<int, std::size_t> of_layer_;
 };
 
+/// The counts of one part of a recipe.
+ContentCounts counts_of(const ContentCounts& counts, std::size_t part, std::size_t parts) {
+  return parts > 1 ? counts.of_part(static_cast<int>(part)) : counts;
+}
+
 }  // namespace
 
-Ledger BoundRecipe::ledger(const History& h, const ContentCounts& counts) const {
+Ledger BoundRecipe::ledger(const History& h, const ContentCounts& all) const {
   Ledger total;
   const Tokens edges = sinks_ + recent_;
-  for (const Part& p : parts_) {
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const Part& p = parts_[i];
+    const ContentCounts counts = counts_of(all, i, parts_.size());
     const Rule& r = p.rule;
     if (p.plain_states || (!r.apart() && edges.value == 0)) {
       total.add(formula_ledger(*r.key.method, r.key.row, p.shape, h, counts));
@@ -145,9 +154,11 @@ Ledger BoundRecipe::running_ledger(const History& h) const {
   return total;
 }
 
-Plan BoundRecipe::decode_plan(const History& h, const ContentCounts& counts) const {
+Plan BoundRecipe::decode_plan(const History& h, const ContentCounts& all) const {
   Plan total;
-  for (const Part& p : parts_) {
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const Part& p = parts_[i];
+    const ContentCounts counts = counts_of(all, i, parts_.size());
     const Rule& r = p.rule;
     if (p.plain_states || (!r.apart() && sinks_.value + recent_.value == 0)) {
       total.add(r.key.method->decode_plan(r.key.row, p.shape, h, counts));
@@ -160,19 +171,23 @@ Plan BoundRecipe::decode_plan(const History& h, const ContentCounts& counts) con
   return total;
 }
 
-Plan BoundRecipe::released_decode_plan(const History& h, const ContentCounts& counts) const {
+Plan BoundRecipe::released_decode_plan(const History& h, const ContentCounts& all) const {
   Plan total;
-  for (const Part& p : parts_) {
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const Part& p = parts_[i];
+    const ContentCounts counts = counts_of(all, i, parts_.size());
     const Method& m = *p.rule.key.method;
-    if (p.rule.apart() || sinks_.value + recent_.value > 0) return decode_plan(h, counts);
+    if (p.rule.apart() || sinks_.value + recent_.value > 0) return decode_plan(h, all);
     total.add((m.released_decode_plan != nullptr ? m.released_decode_plan : m.decode_plan)(p.rule.key.row, p.shape, h, counts));
   }
   return total;
 }
 
-Plan BoundRecipe::prefill_plan(const History& h, const ContentCounts& counts) const {
+Plan BoundRecipe::prefill_plan(const History& h, const ContentCounts& all) const {
   Plan total;
-  for (const Part& p : parts_) {
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const Part& p = parts_[i];
+    const ContentCounts counts = counts_of(all, i, parts_.size());
     const Rule& r = p.rule;
     if (p.plain_states || (!r.apart() && sinks_.value + recent_.value == 0)) {
       total.add(r.key.method->prefill_plan(r.key.row, p.shape, h, counts));
@@ -200,9 +215,11 @@ std::unique_ptr<KvCache> BoundRecipe::open(const OpenInputs& inputs) const {
   // Parts are opened again when a saved cache is loaded, so what they are opened with lives as long as the cache.
   const auto trained = inputs.trained != nullptr ? std::make_shared<const TensorMap>(*inputs.trained) : nullptr;
   auto layered = std::make_unique<LayeredCache>();
-  for (const Part& p : parts_)
-    if (!p.plain_states)
-      layered->add([open_part, p, trained, seed = inputs.seed] { return open_part(p, {.trained = trained.get(), .seed = seed}); }, p.shape);
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const Part& p = parts_[i];
+    if (p.plain_states) continue;
+    layered->add(static_cast<int>(i), [open_part, p, trained, seed = inputs.seed] { return open_part(p, {.trained = trained.get(), .seed = seed}); }, p.shape);
+  }
   return layered;
 }
 

@@ -176,6 +176,8 @@ TEST_CASE("rotary options that contradict are refused", "[unit]") {
     const auto run = in->run({"--method", "full", "--rope-base", "10000"});
     REQUIRE(run.code == 2);
     REQUIRE(run.err == "kvatlas compress: --rope-base is 10000, but keys are after RoPE, must be given for keys before RoPE alone (--rope before)\n");
+    REQUIRE(in->run({"--method", "full", "--model", "llama-3.2-1b"}).err ==
+            "kvatlas compress: --model is llama-3.2-1b, but keys are after RoPE, must be given for keys before RoPE alone (--rope before)\n");
     REQUIRE(in->folder.count() == 1);
   }
   REQUIRE(silent.run({"--method", "full", "--rope", "before", "--rope-base", "10000"}).code == 0);

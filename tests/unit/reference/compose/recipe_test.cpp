@@ -73,6 +73,19 @@ TEST_CASE("rules by layer: each layer follows its rule, bytes add up", "[unit]")
   CHECK(Recipe::parse("layers=0-1:full").why_not(shape) == "layer 2 matches no rule; end the rules with *:METHOD");
 }
 
+TEST_CASE("two parts that count their own content: formula equals buffers, component by component", "[unit]") {
+  const CacheShape shape = small_shape();
+  const BoundRecipe bound = Recipe::parse("layers=0-1:cachegen:chunk=32;layers=2-3:full;*:cachegen:chunk=64").bind(shape);
+  const auto cache = bound.open();
+  const Scenario s{.method = nullptr, .shape = shape, .row = {}, .prompt = 70, .chunk = 70, .decode = 2, .seed = 11};
+  run_prompt(*cache, s);
+  run_decode(*cache, s, 0, 2);
+  const Ledger formula = bound.ledger({.prompt = Tokens(70), .generated = Tokens(2), .chunk = Tokens(70)}, cache->content_counts());
+  const Ledger counted = count_ledger(cache->buffers());
+  REQUIRE(formula.entries().size() == counted.entries().size());
+  for (const LedgerEntry& e : counted.entries()) CHECK(formula.of(e.component, e.side) == e.bytes);
+}
+
 TEST_CASE("keys and values apart: each side has its own bytes, formula equals buffers", "[unit]") {
   const CacheShape shape = small_shape();
   const History h{.prompt = Tokens(70), .generated = Tokens(5), .chunk = Tokens(70)};
