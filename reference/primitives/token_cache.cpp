@@ -118,16 +118,20 @@ void TokenCache::load(std::span<const NamedBuffer> saved) {
   for (Layer& l : loaded) {
     before_load(l.rows, prefix(l), saved);
     l.rows.load(prefix(l), saved);
-    for (int h = 1; h < l.rows.heads(); ++h)  // every method of this kind drops as many tokens in one head as in another
-      if (l.rows.count(h) != l.rows.count(0))
-        throw InvalidArgument(cat("buffer ", prefix(l), "k_rows/head", h, " holds ", l.rows.count(h), " tokens, must hold ", l.rows.count(0),
-                                  " as in every head"));
+    check_loaded(l, saved);
     l.seen.reset();
     l.appended = 0;
   }
   load_more(saved);
   layers_ = std::move(loaded);
   prompt_done_ = !prompt_open();
+}
+
+void TokenCache::check_loaded(const Layer& l, std::span<const NamedBuffer>) const {
+  for (int h = 1; h < l.rows.heads(); ++h)
+    if (l.rows.count(h) != l.rows.count(0))
+      throw InvalidArgument(cat("buffer ", prefix(l), "k_rows/head", h, " holds ", l.rows.count(h), " tokens, must hold ", l.rows.count(0),
+                                " as in every head"));
 }
 
 Tokens TokenCache::kept(int layer, int kv_head) const {

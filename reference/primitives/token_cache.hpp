@@ -64,6 +64,8 @@ class TokenCache : public KvCache {
   virtual void load_more(std::span<const NamedBuffer>) {}
   /// Words that saved rows do not carry (dropped when the prompt ended) go before the rows are loaded.
   virtual void before_load(TokenRows&, const std::string& /*prefix*/, std::span<const NamedBuffer>) const {}
+  /// throws InvalidArgument for loaded rows of one layer that the method cannot have made: heads of unequal counts
+  virtual void check_loaded(const Layer& layer, std::span<const NamedBuffer> saved) const;
   /// Whether loaded state can only stem from a prompt that has not ended.
   virtual bool prompt_open() const { return false; }
 
@@ -73,6 +75,7 @@ class TokenCache : public KvCache {
   std::vector<Layer>& layers() { return layers_; }
   const std::vector<Layer>& layers() const { return layers_; }
   const CacheShape& shape() const { return shape_; }
+  const Rotary& rotary() const { return rotary_; }
   bool prompt_done() const { return prompt_done_; }
   static std::string prefix(const Layer& layer);
 

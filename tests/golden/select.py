@@ -52,6 +52,33 @@ SELECTION = {
         "case10_orig_sim_S30_heavy0.6_recent0.5_steps3": (),
         "case11_flexgen_S50_hh8_steps4": (),
     },
+    "knorm": {
+        "case03_kvpress_S100_cr0.5": (),
+        "case04_kvpress_S50_cr0.6": (),
+        "case05_kvfactory_S60_C24_layer2": (),
+    },
+    "keydiff": {
+        "case01_kvpress_S90_cr0.5": (),
+        "case04_kvpress_S50_cr0.6": (),
+    },
+    "tova": {
+        "case01_kvpress_S90_cr0.5": ("kept", "inv_freq"),
+        "case05_orig_S60_C40_steps0": (),
+        "case06_orig_S75_C20_steps0": (),
+        "case07_orig_S30_C40_steps4": (),
+    },
+    "pyramidkv": {
+        "case04_kvpress_S90_w16_cr0.2_beta20_layer31of32": ("kept", "inv_freq"),
+        "case05_kvpress_schedule_L32_w64_beta20": (),
+        "case06_kvpress_schedule_L28_w8_beta7": (),
+        "case08_kvfactory_S99_w16_C64_layer2of4_beta4_kvhead": ("kept",),
+        "case09_kvfactory_S30_w8_C40_layer1of4_beta20_qhead": ("kept",),
+    },
+    "adakv": {
+        "case01_kvpress_snapkv_S90_cr0.5_alpha0.2": ("inv_freq",),
+        "case04_kvpress_knormdup_S80_cr0.5_alpha0.2": (),
+        "case06_orig_S120_w16_C48_avgpool5_floor0.2_gqa1_pyr1": ("adaptive_scores",),
+    },
     "quest": {
         "case01_eval_S100_page16_budget48_H4_2": (),
         "case03_eval_S96_page16_budget48_H2_2": (),

@@ -50,11 +50,11 @@ std::unique_ptr<KvCache> Traced::open(const std::string& setting) const {
   return choice.method->open(choice.row, shape_, {});
 }
 
-Array Traced::run(KvCache& cache, std::int64_t first, std::int64_t n) const {
+Array Traced::run(KvCache& cache, std::int64_t first, std::int64_t n, int layer) const {
   std::vector<std::int64_t> positions;
   for (std::int64_t i = 0; i < n; ++i) positions.push_back(first + i);
   Array out({q_.dims()[0], n, k_.dims()[2]});
-  cache.forward(0, {.q = q().slice(1, first, n), .k = k().slice(1, first, n), .v = View<const float>(v_.view()).slice(1, first, n),
+  cache.forward(layer, {.q = q().slice(1, first, n), .k = k().slice(1, first, n), .v = View<const float>(v_.view()).slice(1, first, n),
                     .positions = {positions.data(), {n}}},
                 out.view());
   return out;
@@ -64,11 +64,12 @@ std::vector<std::int64_t> tokens_held(const KvCache& cache, int head) {
   const auto buffers = cache.buffers();
   const NamedBuffer& keys = find_buffer(buffers, cat("layer0/k_rows/head", head));
   const NamedBuffer& values = find_buffer(buffers, cat("layer0/v_rows/head", head));
-  const auto rows = static_cast<std::size_t>(cache.kept(0, 0).value);
+  const std::size_t first_rows = static_cast<std::size_t>(cache.kept(0, 0).value);
+  const std::size_t width = first_rows == 0 ? 1 : find_buffer(buffers, "layer0/v_rows/head0").bytes.size() / first_rows;
   std::vector<std::int64_t> tokens;
-  for (std::size_t s = 0; s < rows; ++s) {
+  for (std::size_t at = 0; at < values.bytes.size(); at += width) {  // heads may hold different counts
     float token = 0;
-    std::memcpy(&token, values.bytes.data() + s * (values.bytes.size() / rows), sizeof token);
+    std::memcpy(&token, values.bytes.data() + at, sizeof token);
     tokens.push_back(static_cast<std::int64_t>(token));
   }
   KV_ASSERT(keys.bytes.size() == values.bytes.size(), "traced keys and values have one width");

@@ -25,8 +25,8 @@ class Traced {
   std::int64_t tokens() const { return q_.dims()[1]; }
   /// A cache of this shape; `setting` as users write it, for example "snapkv:budget=4".
   std::unique_ptr<KvCache> open(const std::string& setting) const;
-  /// Runs tokens [first, first + n) through the layer; returns the outputs [q_heads, n, dim].
-  Array run(KvCache& cache, std::int64_t first, std::int64_t n) const;
+  /// Runs tokens [first, first + n) through a layer of the cache; returns the outputs [q_heads, n, dim].
+  Array run(KvCache& cache, std::int64_t first, std::int64_t n, int layer = 0) const;
 
  private:
   Traced(Array q, Array k);

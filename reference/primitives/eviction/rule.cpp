@@ -1,0 +1,87 @@
+#include "reference/primitives/eviction/rule.hpp"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/errors.hpp"
+
+namespace kvatlas::eviction {
+
+std::int64_t Rule::quota(const Place& place, std::int64_t rows) const {
+  const std::int64_t wanted = layer_budget ? layer_budget(place, rows) : budget.value;
+  return std::min(rows, std::max(wanted, guarded()));
+}
+
+std::vector<Place> places_of(const CacheShape& shape, const LayerClass& c) {
+  std::vector<int> all;
+  for (const LayerClass& other : shape.classes)
+    if (other.kind == RowKind::kv) all.insert(all.end(), other.layers.begin(), other.layers.end());
+  std::ranges::sort(all);
+  std::vector<Place> places;
+  for (const int layer : c.layers)
+    places.push_back({.layer = layer, .ordinal = static_cast<int>(std::ranges::lower_bound(all, layer) - all.begin()),
+                      .layers = static_cast<int>(all.size())});
+  return places;
+}
+
+namespace {
+
+/// Rows of which a step leaves at most so many, for rules that go on evicting.
+std::int64_t ceiling(const Rule& rule, const Place& place) {
+  return rule.quota(place, std::numeric_limits<std::int32_t>::max());
+}
+
+/// Rows after the event at the end of the prompt.
+std::int64_t after_prompt(const Rule& rule, const Place& place, std::int64_t prompt) {
+  const std::int64_t kept = rule.quota(place, prompt);
+  return rule.trigger == Trigger::overflow && kept < prompt ? kept - rule.room.value : kept;
+}
+
+std::int64_t rows_after(const Rule& rule, const Place& place, std::int64_t prompt, std::int64_t generated) {
+  const std::int64_t start = after_prompt(rule, place, prompt);
+  if (rule.trigger == Trigger::prompt_end) return start + generated;
+  const std::int64_t most = ceiling(rule, place);
+  if (rule.trigger == Trigger::overflow) {
+    const std::int64_t rows = start + generated;
+    return rows <= most ? rows : most - rule.room.value + (rows - most - 1) % (rule.room.value + 1);
+  }
+  const std::int64_t every = rule.trigger == Trigger::interval ? rule.interval.value : 1;
+  const std::int64_t settled = generated / every * every;
+  return (settled > 0 ? std::min(start + settled, most) : start) + generated - settled;
+}
+
+}  // namespace
+
+std::int64_t kept_rows(const Rule& rule, const Place& place, const History& h) {
+  return rows_after(rule, place, h.prompt.value, h.generated.value);
+}
+
+std::int64_t attended_rows(const Rule& rule, const Place& place, const History& h) {
+  const std::int64_t before = h.generated.value > 0 ? rows_after(rule, place, h.prompt.value, h.generated.value - 1)
+                                                    : after_prompt(rule, place, h.prompt.value) - 1;
+  return std::max<std::int64_t>(1, before + 1);
+}
+
+std::int64_t most_rows(const Rule& rule, const Place& place, const History& h) {
+  const std::int64_t now = kept_rows(rule, place, h);
+  if (rule.trigger == Trigger::prompt_end || rule.trigger == Trigger::every_step) return now;
+  const std::int64_t start = after_prompt(rule, place, h.prompt.value), most = ceiling(rule, place);
+  if (rule.trigger == Trigger::overflow) return std::min(start + h.generated.value, most);
+  const std::int64_t before = std::max<std::int64_t>(0, std::min(h.generated.value, (h.generated.value / rule.interval.value) * rule.interval.value - 1));
+  return std::max(now, rows_after(rule, place, h.prompt.value, before));
+}
+
+std::optional<std::string> why_not(const Rule& rule, const CacheShape& shape) {
+  if (rule.refusal) return rule.refusal;
+  if (rule.budget.value < std::max<std::int64_t>(1, rule.guarded()))
+    return cat("budget is ", rule.budget.value, ", must be at least the tokens that always stay (", std::max<std::int64_t>(1, rule.guarded()), ")");
+  if (rule.trigger == Trigger::overflow && rule.budget.value - rule.room.value < std::max<std::int64_t>(1, rule.guarded()))
+    return cat("budget less the tokens that leave at once is ", rule.budget.value - rule.room.value,
+               ", must be at least the tokens that always stay (", std::max<std::int64_t>(1, rule.guarded()), ")");
+  if (rule.scorer.window.value > 0)
+    for (const LayerClass& c : shape.classes)
+      if (c.attention_sink) return "learned sink logits: the scores of the window would need them after the prompt";
+  return why_not_rows(shape);
+}
+
+}  // namespace kvatlas::eviction

@@ -1,0 +1,138 @@
+#include "reference/primitives/eviction/scorers.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/arith.hpp"
+#include "core/errors.hpp"
+#include "core/kernels/select.hpp"
+#include "core/parallel.hpp"
+#include "reference/primitives/attention.hpp"
+
+namespace kvatlas::eviction {
+
+void charge_window(const Charge& to, Tokens window) {
+  to.plan.add(kernels::WindowScore{.sequences = to.history.sequences, .kv_heads = to.c.kv_heads, .q_per_kv = to.c.q_per_kv(),
+                                   .k_dim = to.c.k_dim, .dtype = to.dtype, .context = to.rows, .observation_window = window}
+                  .call(to.launches));
+}
+
+void charge_rows(const Charge& to, int dim, int passes) {
+  to.plan.add(kernels::LabelScore{.sequences = to.history.sequences, .heads = to.c.kv_heads, .q_per_head = 1, .channels = dim,
+                                  .label_bits = std::int64_t{8} * dim * bytes_of(to.dtype), .tokens = to.rows}
+                  .call(to.launches * passes));
+}
+
+namespace {
+
+/// score(head) for every row owner.
+template <class F>
+Scores of_heads(const Scene& scene, F score) {
+  Scores scores(static_cast<std::size_t>(scene.rows.heads()));
+  parallel_for(scene.rows.heads(), [&](std::int64_t h) { scores[static_cast<std::size_t>(h)] = score(static_cast<int>(h)); });
+  return scores;
+}
+
+float norm(std::span<const float> row) { return std::sqrt(num::lane_dot(row, row)); }
+
+std::vector<float> norms_of(const Array& rows) {
+  std::vector<float> out(static_cast<std::size_t>(rows.dims()[0]));
+  for (std::size_t t = 0; t < out.size(); ++t) out[t] = norm(rows.view().row(static_cast<std::int64_t>(t)));
+  return out;
+}
+
+std::vector<float> difference_scores(const Array& keys) {
+  const std::int64_t n = keys.dims()[0], dim = keys.dims()[1];
+  const std::vector<float> norms = norms_of(keys);
+  std::vector<double> sum(static_cast<std::size_t>(dim), 0.0);
+  for (std::int64_t t = 0; t < n; ++t) {
+    const auto key = keys.view().row(t);
+    const float by = num::max(norms[static_cast<std::size_t>(t)], 1e-12F);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += static_cast<double>(key[i] / by);
+  }
+  std::vector<float> anchor(sum.size());
+  for (std::size_t i = 0; i < sum.size(); ++i) anchor[i] = static_cast<float>(sum[i] / static_cast<double>(n));
+  const float anchor_norm = num::max(norm(anchor), 1e-8F);
+  std::vector<float> scores(static_cast<std::size_t>(n));
+  for (std::int64_t t = 0; t < n; ++t) {
+    const auto at = static_cast<std::size_t>(t);
+    scores[at] = -(num::lane_dot(keys.view().row(t), anchor) / (num::max(norms[at], 1e-8F) * anchor_norm));
+  }
+  return scores;
+}
+
+/// Adds the weights of one query over all rows of one head.
+void add_weights(const LayerClass& c, std::span<const float> q, const Array& keys, std::vector<std::uint64_t>& mass) {
+  std::vector<float> x(mass.size()), p(mass.size());
+  logits(q, keys.view(), logit_scale(c), x);
+  softmax_weights(x, softmax_part(x, View<const float>(nullptr, {static_cast<std::int64_t>(x.size()), 0})), p);
+  for (std::size_t t = 0; t < mass.size(); ++t) mass[t] += num::to_mass(p[t]);
+}
+
+}  // namespace
+
+Scorer key_norm() {
+  return {.score = [](const Scene& scene) {
+            return of_heads(scene, [&](int h) {
+              std::vector<float> scores = norms_of(scene.rows.keys(h));
+              for (float& s : scores) s = -s;
+              return scores;
+            });
+          },
+          .charge = [](const Charge& to) { charge_rows(to, to.c.k_dim); }};
+}
+
+Scorer key_difference() {
+  return {.score = [](const Scene& scene) { return of_heads(scene, [&](int h) { return difference_scores(scene.rows.keys(h)); }); },
+          .charge = [](const Charge& to) { charge_rows(to, to.c.k_dim, 2); }};
+}
+
+Scorer window_attention(Tokens window, const ScoreReduce& reduce) {
+  return {.score = [reduce](const Scene& scene) {
+            return of_heads(scene, [&](int h) {
+              const Array keys = scene.rows.keys(h);
+              return reduce_masses(window_masses(scene.c, h, scene.queries, keys.view()), scene.queries.dim(1), reduce);
+            });
+          },
+          .charge = [window](const Charge& to) { charge_window(to, to.prompt ? window : 1_tok); },
+          .window = window,
+          .unscored = window};
+}
+
+Scorer last_attention() {
+  return {.score = [](const Scene& scene) {
+            std::vector<std::vector<std::uint64_t>> masses(static_cast<std::size_t>(scene.rows.heads()));
+            parallel_for(scene.rows.heads(), [&](std::int64_t h) {
+              const Array keys = scene.rows.keys(static_cast<int>(h));
+              auto& mass = masses[static_cast<std::size_t>(h)];
+              mass.resize(static_cast<std::size_t>(keys.dims()[0]));
+              for (std::int64_t g = 0; g < scene.c.q_per_kv(); ++g)
+                add_weights(scene.c, scene.queries.row(h * scene.c.q_per_kv() + g, scene.queries.dim(1) - 1), keys, mass);
+            });
+            std::vector<float> mean(masses.front().size());
+            for (std::size_t t = 0; t < mean.size(); ++t) {
+              std::uint64_t sum = 0;
+              for (const auto& mass : masses) sum += mass[t];
+              mean[t] = num::from_mass(sum) / static_cast<float>(scene.c.q_heads);
+            }
+            return Scores(masses.size(), mean);
+          },
+          .charge = [](const Charge& to) {
+            if (to.prompt) {
+              charge_window(to, 1_tok);
+            } else {  // the rows of weights that attention handed out are averaged over the heads
+              to.plan.add(kernels::MassUpdate{.sequences = to.history.sequences, .kv_heads = to.c.kv_heads, .q_per_kv = to.c.q_per_kv(),
+                                              .tokens = to.rows, .state_bytes = 4}
+                              .call(to.launches));
+            }
+          },
+          .window = 1_tok,
+          .weights_leave = true};
+}
+
+Scorer scorer_of(BaseScore base, const WindowParams& window) {
+  if (base == BaseScore::knorm) return key_norm();
+  return base == BaseScore::keydiff ? key_difference() : window_attention(window.observation_window, window.reduce());
+}
+
+}  // namespace kvatlas::eviction

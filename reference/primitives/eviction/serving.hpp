@@ -1,0 +1,38 @@
+// Answers of the `serving` field that most eviction methods share.
+#pragma once
+
+#include "reference/method.hpp"
+
+namespace kvatlas::eviction {
+
+/// Chosen once, when the prompt is complete; equal counts in all heads.
+inline constexpr Serving kServingOnce{
+    .prefix_cache = {Works::no, "the choice depends on the whole prompt, and dropped rows are gone"},
+    .paged_cache = {Works::yes, "each kv head fills its pages with its own tokens; counts are equal"},
+    .chunked_prefill = {Works::yes, "the choice comes when the prompt is complete; all of its rows are held until then"},
+    .cuda_graphs = {Works::yes, "decode steps are those of an uncompressed cache"},
+    .tensor_parallelism = {Works::yes, "kv heads choose independently"},
+    .speculation = {Works::yes, "generated tokens are all kept and can be taken back"},
+    .multi_turn = {Works::partly, "what the first question did not need is gone for the second"}};
+
+/// Chosen once; heads hold different numbers of rows.
+inline constexpr Serving kServingRagged{
+    .prefix_cache = {Works::no, "the choice depends on the whole prompt, and dropped rows are gone"},
+    .paged_cache = {Works::partly, "needs a page table for each kv head"},
+    .chunked_prefill = {Works::yes, "the choice comes when the prompt is complete; all of its rows are held until then"},
+    .cuda_graphs = {Works::partly, "lengths differ by head and are read from memory"},
+    .tensor_parallelism = {Works::partly, "heads compete for one budget, and ranks hold different numbers of rows"},
+    .speculation = {Works::yes, "generated tokens are all kept and can be taken back"},
+    .multi_turn = {Works::partly, "what the first question did not need is gone for the second"}};
+
+/// Chosen after every step as well.
+inline constexpr Serving kServingStep{
+    .prefix_cache = {Works::no, "dropped rows are gone, and which ones depends on what follows"},
+    .paged_cache = {Works::partly, "each step frees one slot somewhere in the middle of the pages"},
+    .chunked_prefill = {Works::yes, "the first choice comes when the prompt is complete"},
+    .cuda_graphs = {Works::yes, "constant shapes once the budget is full"},
+    .tensor_parallelism = {Works::yes, "kv heads choose independently"},
+    .speculation = {Works::no, "a rejected token may have pushed out another one"},
+    .multi_turn = {Works::partly, "evicted tokens do not come back"}};
+
+}  // namespace kvatlas::eviction
