@@ -12,6 +12,16 @@ constexpr Preset kPresets[] = {
     {"sglang:fp8", "fp8_kv", "SGLang server arguments: --kv-cache-dtype fp8_e4m3"},
     {"sglang:fp8_e5m2", "fp8_kv:format=e5m2", "SGLang server arguments: --kv-cache-dtype fp8_e5m2"},
     {"trtllm:fp8", "fp8_kv", "TensorRT-LLM documentation, quantization: FP8 KV cache"},
+    {"llama.cpp:q8_0", "llamacpp_kv", "llama.cpp server arguments: --cache-type-k q8_0 --cache-type-v q8_0"},
+    {"llama.cpp:q5_1", "llamacpp_kv:k_type=q5_1,v_type=q5_1", "llama.cpp server arguments: --cache-type-k q5_1 --cache-type-v q5_1"},
+    {"llama.cpp:q5_0", "llamacpp_kv:k_type=q5_0,v_type=q5_0", "llama.cpp server arguments: --cache-type-k q5_0 --cache-type-v q5_0"},
+    {"llama.cpp:q4_1", "llamacpp_kv:k_type=q4_1,v_type=q4_1", "llama.cpp server arguments: --cache-type-k q4_1 --cache-type-v q4_1"},
+    {"llama.cpp:q4_0", "llamacpp_kv:k_type=q4_0,v_type=q4_0", "llama.cpp server arguments: --cache-type-k q4_0 --cache-type-v q4_0"},
+    {"llama.cpp:iq4_nl", "llamacpp_kv:k_type=iq4_nl,v_type=iq4_nl", "llama.cpp server arguments: --cache-type-k iq4_nl --cache-type-v iq4_nl"},
+    {"llama.cpp:q8_0/q4_0", "llamacpp_kv:v_type=q4_0", "llama.cpp server arguments: --cache-type-k q8_0 --cache-type-v q4_0"},
+    {"llama.cpp:q8_0/unrotated", "llamacpp_kv:rotation=false", "llama.cpp before April 2026, or LLAMA_ATTN_ROT_DISABLE=1: --cache-type-k q8_0 --cache-type-v q8_0"},
+    {"trtllm:nvfp4", "nvfp4_kv", "TensorRT-LLM documentation, quantization: kv_cache_config.dtype nvfp4"},
+    {"omniserve:kv4", "qserve_kv4", "mit-han-lab/omniserve README: KV4 with zero points"},
 };
 
 }  // namespace

@@ -131,6 +131,22 @@ SELECTION = {
         "ff1_full_rope_r64": ("k_rotated", "k_up_rotated", "k_up_times_k", "kv_a", "kv_b", "kv_product", "q_converted"),
         "ties_equal_heads_b": ("k_rotated", "k_up_rotated", "k_up_times_k", "kv_a", "kv_b", "kv_product", "q_converted"),
     },
+    "llamacpp_kv": {
+        "degenerate": ("q8_0_d", "q4_0_d", "q4_1_d", "q4_1_m", "q5_0_d", "q5_0_qh", "q5_1_d", "q5_1_m", "q5_1_qh",
+                       "iq4_nl_d", "mxfp4_e", "nvfp4_d"),
+        "ties_int": ("q8_0_d", "q4_0_d", "q4_1_d", "q4_1_m", "q5_0_d", "q5_0_qh", "q5_1_d", "q5_1_m", "q5_1_qh",
+                     "q8_0_decode", "q4_0_decode", "q4_1_decode", "q5_0_decode", "q5_1_decode"),
+        "int_types_d64_b": ("q8_0_d", "q4_0_d", "q4_1_d", "q4_1_m", "q5_0_d", "q5_0_qh", "q5_1_d", "q5_1_m", "q5_1_qh",
+                            "q8_0_decode", "q4_0_decode", "q4_1_decode", "q5_0_decode", "q5_1_decode"),
+        "fp4_types_d128": ("iq4_nl_d", "mxfp4_e", "nvfp4_d", "iq4_nl_decode", "mxfp4_decode", "nvfp4_decode"),
+        "ties_fp4_b": ("iq4_nl_d", "mxfp4_e", "nvfp4_d", "iq4_nl_decode", "mxfp4_decode", "nvfp4_decode"),
+    },
+    "gguf": {"quantize": (), "decode": ()},  # SOURCE made by gguf_blocks.py
+    "qserve_kv4": {
+        "d64_b": ("v", "v_codes_fma", "v_codes_plain", "v_scale", "v_zero", "k_codes_plain"),
+        "degenerate": (),
+        "ties": (),
+    },
 }
 
 # Tolerances that the source gives in prose: (slug, array) -> figures. Everything else is read from the manifest itself.
@@ -150,6 +166,9 @@ INPUTS = {
     "xkv": ("k", "v"),
     "cachegen": ("kv", "x"),
     "transmla": ("x", "calibration", "w_q", "w_k", "w_v", "w_o"),
+    "llamacpp_kv": ("x",),
+    "qserve_kv4": ("k", "v"),
+    "gguf": ("x",),
 }
 
 SLUG_BYTES = 262_144
@@ -336,7 +355,7 @@ def main():
         print(f"{len(slugs)} methods, {total} bytes in {args.all}")
         return
     here = Path(__file__).resolve().parent
-    for slug in args.slugs or sorted(SELECTION):
+    for slug in args.slugs or sorted(s for s in SELECTION if (args.source / s).is_dir()):
         size = write(here, slug, convert(args.source, slug, SELECTION[slug]))
         print(f"{slug:16} {len(SELECTION[slug]):3} cases {size:8} bytes")
         if size > SLUG_BYTES:
