@@ -3,6 +3,7 @@
 #include <array>
 
 #include "core/errors.hpp"
+#include "core/io/csv.hpp"
 
 namespace kvatlas {
 
@@ -37,48 +38,13 @@ std::string Claim::conditions() const {
 }
 
 std::vector<Claim> parse_claims(std::string_view csv) {
+  std::array<std::string_view, kFields.size()> names;
+  for (std::size_t i = 0; i < kFields.size(); ++i) names[i] = kFields[i].name;
   std::vector<Claim> claims;
-  std::vector<std::string> cells(1);
-  bool quoted = false;
-  int line = 1, first_line = 1;
-  const auto end_row = [&] {
-    const bool blank = cells.size() == 1 && cells[0].empty();
-    if (!blank && cells.size() != kFields.size())
-      throw InvalidArgument(cat("claims.csv line ", first_line, " has ", cells.size(), " cells, must have ", kFields.size()));
-    if (first_line == 1) {
-      for (std::size_t i = 0; i < kFields.size(); ++i)
-        if (blank || cells[i] != kFields[i].name)
-          throw InvalidArgument(cat("claims.csv line 1 names column ", i + 1, " \"", blank ? "" : cells[i], "\", must be ", kFields[i].name));
-    } else if (!blank) {
-      Claim& claim = claims.emplace_back();
-      for (std::size_t i = 0; i < kFields.size(); ++i) claim.*(kFields[i].member) = cells[i];
-    }
-    cells.assign(1, {});
-    first_line = line;
-  };
-  for (std::size_t i = 0; i < csv.size(); ++i) {
-    const char c = csv[i];
-    if (c == '\n') ++line;
-    if (quoted) {
-      if (c != '"') {
-        cells.back() += c;
-      } else if (i + 1 < csv.size() && csv[i + 1] == '"') {
-        cells.back() += csv[++i];
-      } else {
-        quoted = false;
-      }
-    } else if (c == '"') {
-      quoted = true;
-    } else if (c == ',') {
-      cells.emplace_back();
-    } else if (c == '\n') {
-      end_row();
-    } else if (c != '\r') {
-      cells.back() += c;
-    }
+  for (CsvRow& row : parse_csv(csv, "claims.csv", names)) {
+    Claim& claim = claims.emplace_back();
+    for (std::size_t i = 0; i < kFields.size(); ++i) claim.*(kFields[i].member) = std::move(row.cells[i]);
   }
-  if (quoted) throw InvalidArgument(cat("claims.csv line ", first_line, " has a quote that does not end"));
-  if (cells.size() > 1 || !cells[0].empty()) end_row();
   return claims;
 }
 

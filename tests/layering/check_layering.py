@@ -20,9 +20,13 @@ ALLOWED = {
     "models": {"core", "reference", "reference/primitives", "reference/compose"},
     "gpu": {"core"},
     "simulator": {"core", "models", "reference", "reference/primitives", "reference/compose"},
+    "simulator/claims": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator"},
     "sweeps": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator"},
-    "cli": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator", "sweeps"},
+    "cli": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator", "simulator/claims", "sweeps"},
 }
+# Published headline figures judge the simulator and must not shape it: only these may include or name their table.
+CLAIM_READERS = ("reference/claims.", "simulator/claims/", "cli/")
+CLAIM_WORDS = ("reference/claims.hpp", "simulator/claims/", "all_claims", "parse_claims", "claims_text", "claims.csv", "setups.csv")
 METHOD = {"core", "reference", "reference/primitives"}  # reference/<family>/
 CORE_PARTS = {"core/formats", "core/kernels", "core/linalg", "core/io"}
 
@@ -35,16 +39,34 @@ def folder_of(path: str) -> str:
     return parts[0]
 
 
+def claim_failures(name: str, text: str) -> list[str]:
+    if name.startswith(CLAIM_READERS):
+        return []
+    return [f"{name}: may not know published claims ({word})" for word in CLAIM_WORDS if word in text]
+
+
+def self_test() -> list[str]:
+    """The rule on claims must find a calibration that reads them, and leave the others alone."""
+    line = '#include "{}"\n'.format
+    wrong = [("simulator/calibrate.cpp", line("reference/claims.hpp")), ("simulator/fit/rows.cpp", line("simulator/claims/judge.hpp")),
+             ("simulator/constants.cpp", "for (const Claim& c : all_claims())"), ("sweeps/runner.cpp", 'open("reference/claims.csv")')]
+    right = [("simulator/claims/judge.cpp", line("reference/claims.hpp")), ("cli/commands/claims.cpp", line("simulator/claims/judge.hpp")),
+             ("simulator/calibrate.cpp", line("simulator/constants.hpp"))]
+    failures = [f"self test: {name} was let through" for name, text in wrong if not claim_failures(name, text)]
+    return failures + [f"self test: {name} was refused" for name, text in right if claim_failures(name, text)]
+
+
 def main() -> int:
     root = pathlib.Path(sys.argv[1])
     include = re.compile(r'^\s*#include\s+"([^"]+)"')
-    failures, files = [], 0
+    failures, files = self_test(), 0
     for top in ("core", "reference", "models", "gpu", "simulator", "sweeps", "cli"):
         for path in sorted((root / top).rglob("*.[ch]pp")):
             files += 1
             name = path.relative_to(root).as_posix()
             here = folder_of(name)
             parts = name.split("/")
+            failures += claim_failures(name, path.read_text())
             method = parts[0] == "reference" and len(parts) > 2 and parts[1] not in ("primitives", "compose")
             for number, line in enumerate(path.read_text().splitlines(), 1):
                 found = include.match(line)

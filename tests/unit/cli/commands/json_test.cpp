@@ -1,5 +1,6 @@
 // The keys that the command line's contract promises.
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <span>
 
@@ -173,12 +174,20 @@ TEST_CASE("sweep, merge, diff and pareto work on one small store", "[unit]") {
   REQUIRE(typo.err.find("did you mean \"size_factor\"?") != std::string::npos);
 }
 
-TEST_CASE("claims are published figures, ours undetermined until they can be judged", "[unit]") {
-  for (const json& c : answer({"claims"})) {
+TEST_CASE("claims stand beside ours with a verdict, and can be chosen by method and verdict", "[unit]") {
+  const json all = answer({"claims"});
+  std::size_t judged = 0;
+  for (const json& c : all) {
     require_keys(c, {"method", "metric", "published", "ours", "ours_if", "change", "ratio", "provenance", "verdict", "why", "setup", "source"});
-    REQUIRE(c["ours"].is_null());
-    REQUIRE(c["verdict"] == "undetermined");
-    REQUIRE(c["provenance"] == "published");
+    REQUIRE(c["ours"].is_null() == (c["verdict"] == "undetermined"));
+    REQUIRE(c["provenance"] == (c["ours"].is_null() ? "published" : "computed"));
+    if (!c["ours"].is_null()) ++judged;
   }
+  REQUIRE(judged > 0);
+  const json chosen = answer({"claims", "--method", "fp8_kv", "--verdict", "consistent"});
+  REQUIRE(chosen.size() == 1);
+  REQUIRE(std::abs(chosen[0]["ours"].get<double>() - 2.0) < 1e-6);
+  REQUIRE(kvatlas_run({"claims", "--method", "fp8_kv"}).out.find("reproduced as stated: 0 of 1 published figures (0.0 %)") != std::string::npos);
   REQUIRE(kvatlas_run({"claims", "--method", "nobody"}).code == 2);
+  REQUIRE(kvatlas_run({"claims", "--verdict", "typed"}).code == 2);
 }
