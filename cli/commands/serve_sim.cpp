@@ -33,8 +33,9 @@ const Usage& usage() {
                         Option::integer("decode-replicas", 1, 1024, "disaggregated: replicas that decode", "1"),
                         Option::text("timeline", "FILE", "write the run as Chrome/Perfetto JSON (the first 100,000 spans, 2,000 requests)")},
                        workload_options(), deployment_options()}),
-      .note = "Either --trace FILE, or --prompt and --output with --rate R (Poisson arrivals) or --concurrency N (N users in a closed loop).\n"
-              "--chunk is the tokens of one pass (decodes first, then prompts in chunks), --dp N runs N replicas. Percentiles are nearest-rank."};
+      .note = "Either --trace FILE, or --prompt and --output with --rate R (Poisson arrivals) or --concurrency N\n"
+              "(N users in a closed loop). --chunk is the tokens of one pass (decodes first, then prompts in\n"
+              "chunks), --dp N runs N replicas. Percentiles are nearest-rank."};
   return u;
 }
 
