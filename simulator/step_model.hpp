@@ -62,6 +62,20 @@ class StepModel {
   template <class Sink>
   void prefill_parts(Tokens prompt, int batch, Sink&& sink) const;
 
+  /// Seconds of the pieces that a scheduler puts together when prompts and decodes share a pass, on one data-parallel replica:
+  /// the method's kernels of a decode step of `sequences`,
+  double decode_kernels_s(Tokens prompt, Tokens context, int sequences, Tokens shared = Tokens(0)) const;
+  /// the method's kernels over the whole prompt of one sequence,
+  double prompt_kernels_s(Tokens prompt) const;
+  /// and everything else of one pass: `tokens` rows through the layers, of which `heads` reach the logits.
+  double pass_s(double tokens, double heads, double sequences) const;
+  /// Rows that one sequence carries through a pass (speculation: its drafted tokens too), and the draft's own time.
+  double rows_per_sequence() const;
+  double draft_s(int sequences) const;
+  bool whole_prompt() const { return whole_prompt_; }
+  /// Bytes/s of the link over which GPUs of one deployment talk.
+  double link_bandwidth() const { return link_bandwidth_; }
+
   Totals decode(Tokens prompt, Tokens context, int batch, Tokens shared = Tokens(0)) const;
   Totals prefill(Tokens prompt, int batch) const;
   /// Tokens that a step emits for each sequence: 1 but for speculation.

@@ -19,6 +19,8 @@ namespace {
 constexpr Command kCommands[] = {
     {"recommend", "what to run for a model, a GPU and a workload, and why", run_recommend},
     {"simulate", "predict one deployment: a workload, or one decode step", run_simulate},
+    {"serve-sim", "simulate a serving engine event by event", run_serve_sim},
+    {"breakeven", "where a method starts to pay", nullptr},
     {"methods", "list the compression methods", run_methods},
     {"show", "one method: paper, parameters, byte ledger, plan", run_show},
     {"models", "list the models", run_models},
@@ -35,8 +37,6 @@ constexpr Command kCommands[] = {
     {"bench", "time the library itself", nullptr},
     {"validate", "compare predictions with measurements", nullptr},
     {"calibrate", "fit the simulator to measurements", nullptr},
-    {"serve-sim", "simulate a serving engine event by event", nullptr},
-    {"breakeven", "where a method starts to pay", nullptr},
     {"vectors", "write test vectors of a method", nullptr},
     {"import", "import results of another tool", nullptr},
     {"report", "draw a store as one HTML file", nullptr},

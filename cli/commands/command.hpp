@@ -47,5 +47,7 @@ int run_pareto(const Arguments& args, const Streams& io);
 int run_recommend(const Arguments& args, const Streams& io);
 int run_compress(const Arguments& args, const Streams& io);
 int run_claims(const Arguments& args, const Streams& io);
+int run_serve_sim(const Arguments& args, const Streams& io);
+int run_breakeven(const Arguments& args, const Streams& io);
 
 }  // namespace kvatlas::cli

@@ -31,8 +31,8 @@ std::vector<Option> workload_options() {
           Option::number("rate", 1e-9, 1e9, "offered requests per second (default: as many as fit)"),
           Option::integer("concurrency", 1, 1 << 20, "requests in flight (default: as many as fit memory and SLO)"),
           Option::text("slo", "LIST", "limits: ttft_ms=2000,tpot_ms=50"),
-          Option::choice("cache-state", {"cold", "warm"}, "prefix cache at the start; cold, or warm (not part of this version yet)", "cold"),
-          Option::flag("disaggregated", "prefill and decode on GPUs of their own (not part of this version yet)")};
+          Option::choice("cache-state", {"cold", "warm"}, "prefix cache at the start; warm holds the common prefix (serve-sim)", "cold"),
+          Option::flag("disaggregated", "prefill and decode on GPUs of their own (serve-sim)")};
 }
 
 sim::Deployment read_deployment(const Parsed& p, const models::Model& model) {
@@ -69,17 +69,20 @@ sim::Workload read_workload(const Parsed& p) {
   for (const char* name : {"prompt", "output"})
     if (!p.has(name)) throw UsageError(cat("--", name, " N is required"));
   if (p.has("rate") && p.has("concurrency")) throw UsageError("give --rate or --concurrency, not both");
-  if (p.has("disaggregated")) throw Unsupported("--disaggregated is not part of this version yet");
-  if (p.text("cache-state") == "warm") throw Unsupported("--cache-state warm is not part of this version yet; --prefix-hit states the share of hits");
+  if (p.has("disaggregated")) throw Unsupported("--disaggregated has no closed form; kvatlas serve-sim simulates it");
+  if (p.text("cache-state") == "warm") throw Unsupported("--cache-state warm has no closed form: --prefix-hit states the share of hits; kvatlas serve-sim simulates it");
   sim::Workload w{.prompt = p.tokens("prompt"), .output = p.tokens("output"), .prefix_hit = p.number("prefix-hit"),
                   .turns = static_cast<int>(p.integer("turns")), .rate = {}, .concurrency = {}, .slo = {}};
   if (p.has("rate")) w.rate = p.number("rate");
   if (p.has("concurrency")) w.concurrency = static_cast<int>(p.integer("concurrency"));
-  if (p.has("slo")) {
-    w.slo = sweep::parse_slo(p.text("slo"));
-    refuse_repeated_limits(p.text("slo"));
-  }
+  if (p.has("slo")) w.slo = read_slo(p);
   return w;
+}
+
+sim::Slo read_slo(const Parsed& p) {
+  const sim::Slo slo = sweep::parse_slo(p.text("slo"));
+  refuse_repeated_limits(p.text("slo"));
+  return slo;
 }
 
 std::string spell(const sim::Workload& w) {

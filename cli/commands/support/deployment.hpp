@@ -23,6 +23,9 @@ sim::Deployment read_deployment(const Parsed& p, const models::Model& model);
 /// throws UsageError when --prompt or --output is missing, or both --rate and --concurrency are given
 sim::Workload read_workload(const Parsed& p);
 
+/// The limits of --slo. throws UsageError when one is given twice
+sim::Slo read_slo(const Parsed& p);
+
 /// "32,768 prompt + 512 output tokens, 8 requests in flight, TPOT <= 50 ms".
 std::string spell(const sim::Workload& w);
 

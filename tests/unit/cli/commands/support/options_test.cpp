@@ -69,8 +69,8 @@ TEST_CASE("help says what this version lacks and which engine profile is the def
   for (const char c : help)
     if (c != '\n' && (c != ' ' || (!flat.empty() && flat.back() != ' '))) flat += c;
     else if (c == '\n' && !flat.empty() && flat.back() != ' ') flat += ' ';
-  for (const char* text : {"integer (not part of this version yet)", "warm (not part of this version yet)",
-                           "GPUs of their own (not part of this version yet)", "(default vllm)"}) {
+  for (const char* text : {"integer (not part of this version yet)", "warm holds the common prefix (serve-sim)",
+                           "GPUs of their own (serve-sim)", "(default vllm)"}) {
     CAPTURE(text);
     REQUIRE(flat.find(text) != std::string::npos);
   }
