@@ -27,13 +27,15 @@ const Usage& usage() {
 
 Json number_or_null(std::optional<double> value) { return value ? Json(*value) : Json(nullptr); }
 
-/// Model, GPU, context and batch of a claim, in few characters.
-std::string where(const Claim& c) {
-  std::string text;
-  for (const auto& [label, value] : {std::pair{"", &c.model}, std::pair{"", &c.gpu}, std::pair{"context ", &c.context}, std::pair{"batch ", &c.batch}})
-    if (!value->empty()) text += cat(text.empty() ? "" : ", ", label, *value);
-  return text.empty() ? "-" : text;
+/// Method, model, GPU and source of a claim: what the rows of one table of a paper share.
+std::string heading(const Claim& c) {
+  std::string text = c.method;
+  if (!c.model.empty()) text += cat(", ", c.model);
+  if (!c.gpu.empty()) text += cat(" on ", c.gpu);
+  return cat(text, " [", c.source, "]");
 }
+
+std::string or_dash(const std::string& text) { return text.empty() ? "-" : text; }
 
 }  // namespace
 
@@ -43,7 +45,8 @@ int run_claims(const Arguments& args, const Streams& io) {
   const std::string only = parsed->has("method") ? find_method(parsed->text("method")).slug : "";
   const std::string wanted = parsed->has("verdict") ? parsed->text("verdict") : "";
   Json rows = Json::array();
-  Table table({{"method"}, {"metric"}, {"published", Align::right}, {"ours", Align::right}, {"ratio", Align::right}, {"verdict"}, {"of"}});
+  Table table({{"  claim"}, {"context", Align::right}, {"batch", Align::right}, {"published", Align::right}, {"ours", Align::right}, {"ratio", Align::right}, {"verdict"}});
+  std::string under;  // the heading whose rows follow
   std::vector<std::string> details;
   sim::VerdictShares shares;
   for (const Claim& c : all_claims()) {
@@ -61,7 +64,8 @@ int run_claims(const Arguments& args, const Streams& io) {
     std::string verdict = sim::name_of(j.verdict);
     if (!j.change.empty()) verdict += cat(": ", j.change);
     const std::string published = cat(c.published, c.unit == "x" ? "" : " ", c.unit);
-    table.add({c.method, c.metric, published, ours, spell_number(j.ratio()), verdict, where(c)});
+    if (std::string text = heading(c); text != under) table.heading(under = std::move(text));
+    table.add({cat("  ", c.metric), or_dash(c.context), or_dash(c.batch), published, ours, spell_number(j.ratio()), verdict});
     details.push_back(cat(c.metric, " ", published, " (published: ", c.source, "): ", c.conditions(), c.conditions().empty() ? "" : ". ",
                           j.ours ? "Ours (computed): " : "No figure of ours: ", j.why));
   }
@@ -70,7 +74,7 @@ int run_claims(const Arguments& args, const Streams& io) {
     return kDone;
   }
   table.print(io.out);
-  io.out << "\n";
+  io.out << "\npublished: by the source in brackets; ours: computed for the same setup (--method M tells how)\n\n";
   if (!only.empty())
     for (const std::string& text : details) {
       for (const std::string& line : wrap(text, kLineWidth)) io.out << line << "\n";
