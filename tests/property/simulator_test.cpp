@@ -29,6 +29,11 @@ std::optional<Evaluator> evaluator(const Method& m, const char* model, const Gpu
   return Evaluator(std::move(d));
 }
 
+[[maybe_unused]] std::size_t plan_calls(const Method& m) {
+  const BoundRecipe bound = Recipe::parse(m.slug).bind(models::find_model("llama-3.1-8b").cache);
+  return bound.decode_plan({.prompt = Tokens(20000), .generated = Tokens(1)}).calls().size();
+}
+
 void check_finite(const StepFigures& f) {
   for (const double x : {f.step_s, f.attention_s, f.matrix_s, f.method_s, f.other_s, f.low_s, f.high_s, f.cache_bytes, f.peak_bytes, f.cache_read_bytes, f.energy_j}) {
     CHECK(std::isfinite(x));
@@ -64,8 +69,10 @@ TEST_CASE("a step allocates nothing, but for the few methods whose plan copies t
     const long made = allocations - before;
     if (m->family == Family::baseline || m->family == Family::quantization) {
       CHECK(made == 0);
-    } else {
+    } else if (plan_calls(*m) < 32) {
       CHECK(made <= 16);
+    } else {  // layers of their own budgets: as many groups of kernels as layers, so the plan's list grows a few times
+      CHECK(made <= 32);
     }
     CHECK(sum > 0);
     ++checked;

@@ -33,9 +33,14 @@ Ledger ledger_formula(const Rule& rule, const CacheShape& shape, const History& 
     for (const Word& w : rule.words) word_bytes += w.bytes;
     const std::int64_t row_bytes = std::int64_t{c.k_dim + c.v_dim} * bytes_of(stored.dtype);
     std::int64_t rows = 0, most = 0;
-    for (const Place& place : places_of(stored, c)) {
-      rows += kept_rows(rule, place, h) * heads;
-      most += most_rows(rule, place, h) * heads;
+    const auto add_layers = [&](const Place& place, std::int64_t layers) {
+      rows += kept_rows(rule, place, h) * heads * layers;
+      most += most_rows(rule, place, h) * heads * layers;
+    };
+    if (rule.layer_budget) {
+      for (const Place& place : places_of(stored, c)) add_layers(place, 1);
+    } else {
+      add_layers(Place{}, c.count());
     }
     expected_keys += rows * c.k_dim;
     expected_values += rows * c.v_dim;

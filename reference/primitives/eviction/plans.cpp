@@ -1,6 +1,8 @@
 // Kernels of an eviction rule: attention over what is kept, and what an event costs (scoring, top-k, moves).
 #include <algorithm>
 
+#include <boost/container/small_vector.hpp>
+
 #include "core/kernels/attention.hpp"
 #include "core/kernels/select.hpp"
 #include "core/kernels/store.hpp"
@@ -17,10 +19,13 @@ struct Alike {
   Place place;
   std::int64_t layers = 0;
 };
+using Alikes = boost::container::small_vector<Alike, 2>;
 
 template <class RowsOf>
-std::vector<Alike> alike_layers(const CacheShape& stored, const LayerClass& c, RowsOf rows_of) {
-  std::vector<Alike> groups;
+Alikes alike_layers(const Rule& rule, const CacheShape& stored, const LayerClass& c, RowsOf rows_of) {
+  if (!rule.layer_budget) return {{Place{}, c.count()}};  // nothing looks at the place: most methods, and their plans are made by the million
+  Alikes groups;
+  groups.reserve(static_cast<std::size_t>(c.count()));
   for (const Place& place : places_of(stored, c)) {
     const auto same = std::ranges::find_if(groups, [&](const Alike& g) { return rows_of(g.place) == rows_of(place); });
     if (same == groups.end()) {
@@ -45,14 +50,15 @@ Plan decode_plan(const Rule& rule, const CacheShape& shape, const History& h, co
   const CacheShape stored = stored_shape(shape, rule.granularity);
   Plan plan;
   std::int64_t expected = 0;
-  for (const LayerClass& c : stored.classes)
-    if (c.kind == RowKind::kv)
-      for (const Place& place : places_of(stored, c)) expected += kept_rows(rule, place, h) * c.kv_heads * h.sequences;
+  if (!counts.empty())
+    for (const LayerClass& c : stored.classes)
+      if (c.kind == RowKind::kv)
+        for (const Place& place : places_of(stored, c)) expected += kept_rows(rule, place, h) * c.kv_heads * h.sequences;
   const std::int64_t held = counts.get("kept_rows", expected);
   for (const LayerClass& c : stored.classes) {
     if (add_state_step(plan, c, h)) continue;
     const double consumers = 1.0 + static_cast<double>(c.readers.size()) / c.count();
-    for (const Alike& group : alike_layers(stored, c, [&](const Place& p) { return attended_rows(rule, p, h); })) {
+    for (const Alike& group : alike_layers(rule, stored, c, [&](const Place& p) { return attended_rows(rule, p, h); })) {
       std::int64_t rows = attended_rows(rule, group.place, h);
       if (held != expected && expected > 0) rows = std::max<std::int64_t>(1, rows * held / expected);
       const double layers = static_cast<double>(group.layers);
@@ -101,7 +107,7 @@ Plan prefill_plan(const Rule& rule, const CacheShape& shape, const History& h) {
       plan.add(kernels::WindowScore{.sequences = h.sequences, .kv_heads = c.kv_heads, .q_per_kv = c.q_per_kv(), .k_dim = c.k_dim,
                                     .dtype = stored.dtype, .context = h.prompt, .observation_window = Tokens(ceil_div(h.prompt.value, 2))}
                    .call(c.count()));
-    for (const Alike& group : alike_layers(stored, c, [&](const Place& p) { return kept_rows(rule, p, {.prompt = h.prompt}); })) {
+    for (const Alike& group : alike_layers(rule, stored, c, [&](const Place& p) { return kept_rows(rule, p, {.prompt = h.prompt}); })) {
       const std::int64_t kept = kept_rows(rule, group.place, {.prompt = h.prompt});
       if (kept >= h.prompt.value) continue;
       const double layers = static_cast<double>(group.layers);
