@@ -92,6 +92,8 @@ class StepModel {
   static std::pair<double, double> widths(Evidence evidence);
   Interval interval(Tokens context, const Totals& totals) const;
 
+  /// The terms of each kernel call of a decode step, in the plan's order.
+  std::vector<KernelTerms> decode_terms(Tokens prompt, Tokens context, int batch) const;
   /// One line for each kernel call of a decode step, with its terms.
   void kernel_formulas(Tokens prompt, Tokens context, int batch, std::vector<std::string>& out) const;
 

@@ -17,6 +17,13 @@ double StepModel::prompt_kernels_s(Tokens prompt) const {
   return seconds;
 }
 
+std::vector<KernelTerms> StepModel::decode_terms(Tokens prompt, Tokens context, int batch) const {
+  std::vector<KernelTerms> terms;
+  const Plan plan = decode_plan(prompt, context, static_cast<int>(ceil_div(replica_batch(batch), d_.pp)), Tokens(0));
+  for (const KernelCall& call : plan.calls()) terms.push_back(kernels_.terms(call));
+  return terms;
+}
+
 double StepModel::pass_s(double tokens, double heads, double sequences) const {
   Totals totals;
   pass_parts(tokens, heads, sequences, 1, [&totals](const Part& p) { totals.add(p); });

@@ -85,6 +85,13 @@ json to_json(const Recommendation& r) {
           {"best_of_method", r.best_of_method},
           {"forgets", r.forgets},
           {"why", r.why},
+          {"simulated", r.served ? json{{"requests_per_s", r.served->requests_per_s},
+                                        {"ttft_p99_ms", r.served->ttft_p99_s * 1e3},
+                                        {"tpot_p99_ms", r.served->tpot_p99_s * 1e3},
+                                        {"concurrency", r.served->concurrency},
+                                        {"preemptions", r.served->preemptions},
+                                        {"provenance", "computed"}}
+                                 : json(nullptr)},
           {"bound_by", sim::name_of(f.bound)},
           {"provenance", "computed"}};
 }

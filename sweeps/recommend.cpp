@@ -11,6 +11,7 @@
 #include "reference/registry.hpp"
 #include "sweeps/configuration.hpp"
 #include "sweeps/recommend_why.hpp"
+#include "sweeps/rerank.hpp"
 #include "sweeps/settings.hpp"
 #include "sweeps/store.hpp"
 
@@ -252,8 +253,9 @@ RecommendReport recommend(const RecommendRequest& given) {
     ranked.push_back(std::move(r));
   }
   std::stable_sort(ranked.begin(), ranked.end(), [](const Recommendation& a, const Recommendation& b) { return a.figures.requests_per_s > b.figures.requests_per_s; });
-  for (std::size_t i = 0; i < ranked.size(); ++i) ranked[i].rank = static_cast<int>(i) + 1;
   const std::set<std::string> recommended = mark_speakers(ranked, request.candidates);
+  rerank(request, ranked);
+  for (std::size_t i = 0; i < ranked.size(); ++i) ranked[i].rank = static_cast<int>(i) + 1;
   advise(ranked, request, fates, report);
   collect_exclusions(excluded, recommended, report);
   std::vector<const Recommendation*> first;

@@ -39,8 +39,15 @@ struct RecommendRequest {
   QualityEvidence evidence;                   // empty: nothing is known
 };
 
+/// What the serving simulator makes of the workload: requests one by one, latencies with their tails.
+struct Served {
+  double requests_per_s = 0;                  // that keep the SLO, in steady state
+  double ttft_p99_s = 0, tpot_p99_s = 0;
+  std::int64_t concurrency = 0, preemptions = 0;
+};
+
 struct Recommendation {
-  int rank = 0;                               // by requests/s among all that are recommended
+  int rank = 0;                               // the first 20 by the closed form are ranked by what they serve when simulated, the others by the closed form
   Recipe recipe = Recipe::parse("full");
   bool best_of_method = false;                // speaks for its main method: the fastest with accepted quality evidence; without evidence
                                               // the first in the order of the candidates, so a method's defaults: speed alone picks the most lossy
@@ -51,6 +58,7 @@ struct Recommendation {
   Quality quality;
   std::vector<std::string> deployable;        // engines that offer it today; empty: research
   std::string why;                            // one sentence: what it gains and what binds
+  std::optional<Served> served{};             // of those that were simulated
 };
 
 struct Exclusion {

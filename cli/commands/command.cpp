@@ -20,7 +20,7 @@ constexpr Command kCommands[] = {
     {"recommend", "what to run for a model, a GPU and a workload, and why", run_recommend},
     {"simulate", "predict one deployment: a workload, or one decode step", run_simulate},
     {"serve-sim", "simulate a serving engine event by event", run_serve_sim},
-    {"breakeven", "where a method starts to pay", nullptr},
+    {"breakeven", "where a method starts to pay", run_breakeven},
     {"methods", "list the compression methods", run_methods},
     {"show", "one method: paper, parameters, byte ledger, plan", run_show},
     {"models", "list the models", run_models},

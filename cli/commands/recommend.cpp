@@ -31,7 +31,9 @@ const Usage& usage() {
                         Option::text("deployable", "ENGINE", "only methods that this engine offers today"),
                         Option::integer("top", 1, 1000, "rows of each table", "5"),
                         Option::flag("all", "every setting of a method, not only its best")},
-                       deployment_options()})};
+                       deployment_options()}),
+      .note = "Ranked by the closed form (req/s), then the best 20 by what the serving simulator makes of them\n"
+              "(served/s: requests that keep the SLO, in steady state; the JSON has their latency tails)."};
   return u;
 }
 
@@ -66,7 +68,7 @@ std::vector<const sweep::Recommendation*> shown(const std::vector<sweep::Recomme
 
 void add_rows(Table& table, const std::vector<const sweep::Recommendation*>& rows) {
   for (const sweep::Recommendation* r : rows)
-    table.add({cat(r->rank), spell_number(r->figures.requests_per_s),
+    table.add({cat(r->rank), r->served ? spell_number(r->served->requests_per_s) : "-", spell_number(r->figures.requests_per_s),
                cat(spell_number(r->figures.low_requests_per_s), " - ", spell_number(r->figures.high_requests_per_s)), spell_gain(r->speedup),
                spell_gain(r->speedup_decode_only), spell_gain(r->figures.size_factor), spell_bytes(r->figures.peak_bytes),
                spell_quality(r->quality), r->recipe.canonical()});
@@ -97,7 +99,7 @@ void print_text(const Streams& io, const Parsed& p, const sweep::RecommendReques
     std::string engines;
     for (const std::string& e : first->deployable) engines += cat(engines.empty() ? "" : ", ", e);
     say("answer", cat(first->recipe.canonical(), " (", engines.empty() ? "research only" : engines, "): ", spell_number(first->figures.requests_per_s),
-                      " requests/s, 80% interval ", spell_number(first->figures.low_requests_per_s), " to ", spell_number(first->figures.high_requests_per_s),
+                      " requests/s", first->served ? cat(" (", spell_number(first->served->requests_per_s), " when served one by one)") : "", ", 80% interval ", spell_number(first->figures.low_requests_per_s), " to ", spell_number(first->figures.high_requests_per_s),
                       "; TTFT ", spell_number(1e3 * first->figures.ttft_s), " ms, TPOT ", spell_number(1e3 * first->figures.tpot_s), " ms, ",
                       first->figures.concurrency, " in flight, cache ", spell_bytes(first->figures.cache_bytes), "; workload ", spell_gain(first->speedup),
                       ", decode only ", spell_gain(first->speedup_decode_only)), 3);
@@ -106,7 +108,7 @@ void print_text(const Streams& io, const Parsed& p, const sweep::RecommendReques
   if (!report.binds.empty() && first != nullptr) say("plain", report.binds, 2);
   if (first != nullptr) {
     std::ostringstream rows;
-    Table table({{"#", Align::right}, {"req/s", Align::right}, {"80% interval", Align::right}, {"workload", Align::right}, {"decode only", Align::right},
+    Table table({{"#", Align::right}, {"served/s", Align::right}, {"req/s", Align::right}, {"80% interval", Align::right}, {"workload", Align::right}, {"decode only", Align::right},
                  {"size", Align::right}, {"peak", Align::right}, {"quality"}, {in_engines.empty() ? "research, in no engine today" : "in engines today"}});
     add_rows(table, in_engines);
     if (!in_engines.empty() && !research.empty()) table.heading("research, in no engine today:");

@@ -20,7 +20,7 @@ namespace {
 const Usage& usage() {
   static const Usage u{
       .command = "serve-sim", .positional = "",
-      .example = "kvatlas serve-sim --model llama-3.1-8b --gpu h100-sxm --method fp8_kv --prompt 4K --output 256 --rate 8 --slo tpot_ms=40",
+      .example = "kvatlas serve-sim --model llama-3.1-8b --gpu h100-sxm --prompt 2K --output 256 --rate 5 --slo ttft_ms=2000,tpot_ms=40",
       .options = join({model_and_gpu_options(),
                        {Option::text("method", "M", "method and parameters", "full"),
                         Option::text("trace", "FILE", "arrivals and lengths: Azure LLM trace (CSV: TIMESTAMP, ContextTokens, GeneratedTokens) or Mooncake (JSON lines: timestamp, input_length, output_length, hash_ids)"),

@@ -10,6 +10,7 @@
 #include "core/io/file.hpp"
 #include "models/registry.hpp"
 #include "simulator/evaluator.hpp"
+#include "simulator/step_timeline.hpp"
 
 namespace kvatlas::cli {
 
@@ -24,7 +25,7 @@ const Usage& usage() {
                         Option::size("context", 1, 1 << 26, "microscope: cached tokens of one decode step, prefill excluded"),
                         Option::integer("batch", 1, 1 << 20, "microscope: sequences of the step", "1"),
                         Option::flag("explain", "open the figures into formulas with their numbers"),
-                        Option::text("trace", "FILE", "write the step's timeline as Chrome/Perfetto JSON")},
+                        Option::text("trace", "FILE", "write the decode step as Chrome/Perfetto JSON: every kernel of every layer")},
                        workload_options(), deployment_options()}),
       .note = "Either a workload (--prompt, --output, ...) or the microscope (--context, --batch)."};
   return u;
@@ -48,25 +49,15 @@ Json breakdown(const std::vector<sim::StepPart>& parts) {
   return rows;
 }
 
-/// The parts of a step one after another, as chrome://tracing and Perfetto read them; microseconds.
-std::string trace_of(const std::vector<sim::StepPart>& parts) {
-  Json events = Json::array();
-  double at = 0;
-  for (const sim::StepPart& p : parts) {
-    events.push_back({{"name", p.part}, {"ph", "X"}, {"ts", at}, {"dur", 1e6 * p.seconds}, {"pid", 1}, {"tid", 1},
-                      {"args", {{"bound_by", sim::name_of(p.bound)}, {"bytes", p.bytes}, {"flops", p.flops}, {"launches", p.launches}}}});
-    at += 1e6 * p.seconds;
-  }
-  return Json{{"traceEvents", events}, {"displayTimeUnit", "ms"}}.dump(1) + "\n";
-}
-
 /// What both kinds of question are answered with.
 struct Answer {
   Json json;
   sim::StepExplained step;
   sim::Memory memory;
+  int batch = 1;
   std::optional<double> speedup, speedup_decode_only;
   std::string why_not;
+  std::vector<sim::TimelineEvent> timeline;
 };
 
 Json common(const Answer& a, const sim::Deployment& d) {
@@ -118,6 +109,7 @@ Answer workload(const sim::Evaluator& e, const sim::Workload& w) {
   // The breakdown shows the step in the middle of the output, at the concurrency that was found.
   const Tokens middle = w.prompt + Tokens(w.output.value / 2);
   const int batch = static_cast<int>(std::max<std::int64_t>(1, f.concurrency));
+  a.batch = batch;
   a.step = e.explain_step(w.prompt, middle, batch);
   a.memory = e.memory(w.prompt, w.prompt + w.output, batch);
   const bool ok = f.feasible;
@@ -201,19 +193,21 @@ int run_simulate(const Arguments& args, const Streams& io) {
     const sim::Evaluator e(d);
     const int batch = static_cast<int>(p.integer("batch"));
     a = microscope(e, p.tokens("context"), batch);
+    if (p.has("trace")) a.timeline = sim::step_timeline(e, p.tokens("context"), p.tokens("context"), batch);
     warnings.add_budgets(d.recipe, p.tokens("context"));
     question = cat("one decode step, prefill excluded: ", spell_count(static_cast<double>(p.integer("context"))), " cached tokens, batch ", batch);
   } else {
     const sim::Workload w = read_workload(p);
     const sim::Evaluator e(d);
     a = workload(e, w);
+    if (p.has("trace")) a.timeline = sim::step_timeline(e, w.prompt, w.prompt + Tokens(w.output.value / 2), a.batch);
     warnings.add_budgets(d.recipe, Tokens((w.prompt + w.output).value * w.turns));
     warnings.add_slo(p);
     question = spell(w);
   }
   warnings.print(io, "simulate");
   if (p.has("trace")) {
-    const std::string text = trace_of(a.step.parts);
+    const std::string text = sim::timeline_json(a.timeline, cat("decode step of ", d.recipe.canonical(), " on ", d.gpu.name));
     io::write_file(p.text("trace"), std::as_bytes(std::span(text)));
   }
   if (p.json()) {

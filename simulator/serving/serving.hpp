@@ -16,7 +16,7 @@ struct ServingSetup {
   std::int64_t sequences = 256;       // of one replica, running at once
   bool disaggregated = false;         // prompts and decodes on replicas of their own
   int prefill_replicas = 1, decode_replicas = 1;  // then
-  Slo slo;
+  Slo slo{};
   std::int64_t skip = 0;              // requests (in order of arrival) that warm the engine up and are not reported
   std::size_t most_spans = 0;         // spans to keep for a timeline
 };

@@ -7,6 +7,7 @@
 #include "reference/registry.hpp"
 #include "sweeps/json.hpp"
 #include "sweeps/recommend_why.hpp"
+#include "sweeps/rerank.hpp"
 #include "sweeps/settings.hpp"
 #include "tests/catch.hpp"
 #include "tests/unit/sweeps/sweep_support.hpp"
@@ -35,7 +36,7 @@ std::vector<Recommendation> all_of(const RecommendReport& report) {
 
 }  // namespace
 
-TEST_CASE("recommendations are ranked by requests/s, and every method is ranked or excluded", "[unit]") {
+TEST_CASE("the first 20 by the closed form are ranked by what they serve, and every method is ranked or excluded", "[unit]") {
   RecommendRequest r = request("llama-3.1-8b", "rtx-4090", 32768_tok, 512_tok);
   r.workload.slo.tpot_s = 0.05;
   const RecommendReport report = recommend(r);
@@ -45,7 +46,11 @@ TEST_CASE("recommendations are ranked by requests/s, and every method is ranked 
   for (std::size_t i = 0; i < all.size(); ++i) {
     CAPTURE(all[i].recipe.canonical());
     REQUIRE(all[i].rank == static_cast<int>(i) + 1);
-    if (i > 0) REQUIRE(all[i].figures.requests_per_s <= all[i - 1].figures.requests_per_s);
+    REQUIRE(all[i].served.has_value() == (i < kRerankedFirst || all[i].best_of_method));
+    if (i > 0 && i < kRerankedFirst) REQUIRE(all[i].served->requests_per_s <= all[i - 1].served->requests_per_s);
+    if (i > 0 && i >= kRerankedFirst)
+      for (std::size_t j = 0; j < i; ++j) REQUIRE(all[i].figures.requests_per_s <= all[j].figures.requests_per_s);
+    if (i < kRerankedFirst) REQUIRE(all[i].served->requests_per_s > 0);
     REQUIRE(all[i].figures.low_requests_per_s <= all[i].figures.requests_per_s);
     REQUIRE(all[i].figures.requests_per_s <= all[i].figures.high_requests_per_s);
     REQUIRE(all[i].figures.tpot_s <= 0.05);
