@@ -2,12 +2,14 @@
 #include <ostream>
 
 #include "cli/commands/command.hpp"
+#include "cli/commands/support/bits.hpp"
 #include "cli/commands/support/options.hpp"
 #include "cli/commands/support/record.hpp"
 #include "cli/commands/support/table.hpp"
 #include "cli/commands/support/warnings.hpp"
 #include "models/registry.hpp"
 #include "reference/compose/recipe.hpp"
+#include "simulator/engine.hpp"
 
 namespace kvatlas::cli {
 
@@ -29,14 +31,16 @@ const Usage& usage() {
 struct Answer {
   Json json;
   std::string refusal;  // why the method cannot serve the model; empty when it can
-  std::string formulas;
+  std::vector<std::string> formulas;
+  BitsByKind bits;
 };
 
 /// What can be said of a recipe on a shape: all null when it cannot exist.
 Answer figures(const Recipe& recipe, const CacheShape& shape, const History& h, bool released) {
   Answer a;
   a.json = {{"ledger", nullptr}, {"total_bytes", nullptr}, {"peak_bytes", nullptr}, {"dense_bytes", nullptr},
-            {"bits_per_value", nullptr}, {"size_factor", nullptr}, {"plan", nullptr}, {"prefill_plan", nullptr}};
+            {"bits_per_value", nullptr}, {"bits", nullptr}, {"page_padding_bytes", nullptr}, {"temporary_bytes", nullptr}, {"size_factor", nullptr},
+            {"plan", nullptr}, {"prefill_plan", nullptr}};
   if (auto reason = recipe.why_not(shape)) {
     a.refusal = *reason;
     return a;
@@ -46,17 +50,26 @@ Answer figures(const Recipe& recipe, const CacheShape& shape, const History& h, 
   const std::int64_t dense = dense_bytes(shape, h.tokens()).value * h.sequences, stored = ledger.total().value;
   const double values = static_cast<double>(dense) / bytes_of(shape.dtype);
   const double bits = static_cast<double>(stored) * 8 / values, factor = static_cast<double>(dense) / static_cast<double>(stored);
+  const Plan step = released ? bound.released_decode_plan(h) : bound.decode_plan(h);
+  a.bits = bits_by_kind(recipe, shape, h, sim::default_engine().page.value, step);
   a.json["ledger"] = ledger_rows(ledger, "computed");
+  for (Json& row : a.json["ledger"]) row["bits_per_value"] = a.bits.bits(row["bytes"].get<double>());
   a.json["total_bytes"] = stored;
   a.json["peak_bytes"] = ledger.peak().value;
   a.json["dense_bytes"] = dense;
   a.json["bits_per_value"] = values > 0 ? Json(bits) : Json(nullptr);
+  Json kinds = Json::object();
+  for (int i = 0; i < kBitKindCount; ++i) kinds[name_of(static_cast<BitKind>(i))] = a.bits.bits(a.bits.bytes[static_cast<std::size_t>(i)]);
+  a.json["bits"] = std::move(kinds);
+  a.json["page_padding_bytes"] = a.bits.page_padding_bytes;
+  a.json["temporary_bytes"] = a.bits.temporary_bytes;
   a.json["size_factor"] = stored > 0 ? Json(factor) : Json(nullptr);
-  a.json["plan"] = plan_rows(released ? bound.released_decode_plan(h) : bound.decode_plan(h));
+  a.json["plan"] = plan_rows(step);
   a.json["prefill_plan"] = plan_rows(bound.prefill_plan(h));
-  a.formulas = cat("bits_per_value = 8 x ", spell_count(static_cast<double>(stored)), " bytes stored / ", spell_count(values),
-                   " values = ", spell_number(bits), "\nsize_factor    = ", spell_count(static_cast<double>(dense)), " bytes in ",
-                   name_of(shape.dtype), " / ", spell_count(static_cast<double>(stored)), " bytes stored = ", spell_number(factor));
+  a.formulas = {cat("bits_per_value = 8 x ", spell_count(static_cast<double>(stored)), " bytes stored / ", spell_count(values), " values = ", spell_number(bits)),
+                cat("size_factor = ", spell_count(static_cast<double>(dense)), " bytes in ", name_of(shape.dtype), " / ", spell_count(static_cast<double>(stored)),
+                    " bytes stored = ", spell_number(factor))};
+  a.formulas.insert(a.formulas.end(), a.bits.formulas.begin(), a.bits.formulas.end());
   return a;
 }
 
@@ -105,6 +118,28 @@ void print_record(std::ostream& out, const Method& m) {
   }
 }
 
+/// Bits of one original value: stored, and what memory must hold beside them.
+void print_bits(std::ostream& out, const Answer& a) {
+  out << "\n";
+  Table table({{"kind"}, {"bits a value", Align::right}, {"bytes", Align::right}, {""}});
+  const auto row = [&](const char* name, double bytes, const std::string& what) { table.add({name, fmt::format("{:.4f}", a.bits.bits(bytes)), spell_bytes(bytes), what}); };
+  double total = 0;
+  for (int i = 0; i < kBitKindCount; ++i) {
+    const double bytes = a.bits.bytes[static_cast<std::size_t>(i)];
+    row(name_of(static_cast<BitKind>(i)), bytes, "");
+    total += bytes;
+  }
+  row("stored", total, "the ledger");
+  row("page padding", a.bits.page_padding_bytes, cat("whole pages of ", a.bits.page, " tokens"));
+  row("temporaries", a.bits.temporary_bytes, "the most that one launch of a decode step writes beside the cache");
+  row("prompt", a.bits.prompt_bytes, "held until the prompt is compressed");
+  row("peak", total + a.bits.prompt_bytes, "end of the prompt, before compression, or steady state");
+  table.print(out, 2);
+  out << "\n";
+  for (const std::string& formula : a.formulas)
+    for (const std::string& line : wrap(formula, kLineWidth - 2)) out << "  " << line << "\n";
+}
+
 void print_plan(std::ostream& out, const Json& rows, const char* title) {
   out << "\n" << title << "\n";
   Table table({{"kernel"}, {"stage"}, {"reads", Align::right}, {"writes", Align::right}, {"operations", Align::right}, {"launches", Align::right}});
@@ -144,7 +179,7 @@ int run_show(const Arguments& args, const Streams& io) {
     document["plan_kind"] = released ? "released" : "ideal";
     document.update(a.json);
     document["why_not"] = a.refusal.empty() ? Json(nullptr) : Json(a.refusal);
-    document["formulas"] = a.formulas.empty() ? Json::array() : Json{a.formulas.substr(0, a.formulas.find('\n')), a.formulas.substr(a.formulas.find('\n') + 1)};
+    document["formulas"] = a.formulas;
     document["warnings"] = warnings.json();
     document["provenance"] = "computed";
     print(io, document);
@@ -158,21 +193,16 @@ int run_show(const Arguments& args, const Streams& io) {
     io.out << "  not possible: " << a.refusal << "\n";
     return kDone;
   }
-  Table ledger({{"component"}, {"side"}, {"scope"}, {"bytes", Align::right}, {"", Align::right}, {"share", Align::right}});
+  Table ledger({{"component"}, {"side"}, {"scope"}, {"bytes", Align::right}, {"", Align::right}, {"share", Align::right}, {"bits a value", Align::right}});
   const double total = a.json["total_bytes"].get<double>();
   for (const Json& r : a.json["ledger"]) {
     const double bytes = r["bytes"];
-    ledger.add({r["component"], r["side"], r["scope"], spell_count(bytes), spell_bytes(bytes), fmt::format("{:.1f}%", total > 0 ? 100 * bytes / total : 0)});
+    ledger.add({r["component"], r["side"], r["scope"], spell_count(bytes), spell_bytes(bytes), fmt::format("{:.1f}%", total > 0 ? 100 * bytes / total : 0),
+                fmt::format("{:.4f}", a.bits.bits(bytes))});
   }
-  ledger.add({"total", "", "", spell_count(total), spell_bytes(total), "100.0%"});
+  ledger.add({"total", "", "", spell_count(total), spell_bytes(total), "100.0%", fmt::format("{:.4f}", a.bits.bits(total))});
   ledger.print(io.out, 2);
-  io.out << "\n";
-  for (std::size_t at = 0; at <= a.formulas.size();) {
-    const std::size_t end = std::min(a.formulas.find('\n', at), a.formulas.size());
-    io.out << "  " << a.formulas.substr(at, end - at) << "\n";
-    at = end + 1;
-  }
-  io.out << "  peak           = " << spell_bytes(a.json["peak_bytes"]) << " (end of the prompt, before compression, or steady state)\n";
+  print_bits(io.out, a);
   print_plan(io.out, a.json["plan"], released ? "one decode step, released code (computed)" : "one decode step, ideal kernels (computed)");
   print_plan(io.out, a.json["prefill_plan"], "the prompt (computed)");
   return kDone;

@@ -27,7 +27,7 @@ Deployment deployment_of(const ClaimSide& side) {
 
 /// Bytes that hold values of the cache themselves; the rest describes them.
 bool is_payload(std::string_view component) {
-  static constexpr std::array kPayload{"codes", "rows", "edge_rows", "shared_rows", "residual", "coefficients", "streams", "partial"};
+  static constexpr std::array kPayload{"codes", "blocks", "rows", "edge_rows", "shared_rows", "residual", "coefficients", "streams", "partial"};
   for (const std::string_view p : kPayload)
     if (component == p) return true;
   return false;

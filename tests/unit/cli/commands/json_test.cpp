@@ -66,6 +66,39 @@ TEST_CASE("show adds ledger, bits per value, size factor and plan, and they agre
   for (const json& row : s["plan"]) require_keys(row, {"kernel", "reads_bytes", "writes_bytes", "flops", "launches", "provenance"});
 }
 
+TEST_CASE("show gives bits of an original value by kind, and they add up to the ledger", "[unit]") {
+  // Keys and values of 128 channels: 8 bits a code, one float32 scale for 128 of them.
+  const json pth = answer({"show", "int8_pth", "--model", "llama-3.1-8b", "--context", "1000"});
+  REQUIRE(pth["bits"]["codes"] == 8.0);
+  REQUIRE(pth["bits"]["scales"] == 0.25);
+  REQUIRE(pth["bits"]["padding"] == 0.0);
+  // 1,000 tokens fill 63 pages of 16: 8 tokens more, 64 x 1,024 values of 8.25 bits each.
+  REQUIRE(pth["page_padding_bytes"] == 8 * 65536 * 8.25 / 8);
+  // A block of 32 codes carries its fp16 scale: one component, two kinds.
+  const json blocks = answer({"show", "llamacpp_kv:k_type=q8_0,v_type=q8_0", "--context", "1K"});
+  REQUIRE(blocks["bits"]["codes"] == 8.0);
+  REQUIRE(blocks["bits"]["scales"] == 0.5);
+  // KIVI at 1,000 tokens: 872 coded values and 128 plain ones; 896 coded keys and 104 plain ones.
+  const json kivi = answer({"show", "kivi", "--context", "1000"});
+  REQUIRE(std::abs(kivi["bits"]["codes"].get<double>() - 2 * (896 + 872) / 2000.0) < 1e-12);
+  REQUIRE(std::abs(kivi["bits"]["residual window"].get<double>() - 16 * (104 + 128) / 2000.0) < 1e-12);
+  REQUIRE(kivi["formulas"].dump().find("keys: 896 tokens x 32 layers x 8 heads x 128 as int2/32t") != std::string::npos);
+  REQUIRE(kivi["formulas"].dump().find("bytes of the prompt until it is compressed) / 65,536,000 values = 16 bits") != std::string::npos);
+  for (const Method* m : all_methods()) {
+    const json s = answer({"show", m->slug, "--context", "5K", "--generated", "7", "--batch", "3"});
+    if (!s["why_not"].is_null()) continue;
+    CAPTURE(m->slug);
+    double sum = 0, rows = 0;
+    for (const auto& [kind, bits] : s["bits"].items()) {
+      REQUIRE(bits.get<double>() >= 0);
+      sum += bits.get<double>();
+    }
+    for (const json& row : s["ledger"]) rows += row["bits_per_value"].get<double>();
+    REQUIRE(std::abs(sum - s["bits_per_value"].get<double>()) < 1e-9);
+    REQUIRE(std::abs(rows - sum) < 1e-9);
+  }
+}
+
 TEST_CASE("show of every method answers, or says why the model cannot have it, with nulls", "[unit]") {
   for (const Method* m : all_methods()) {
     const json record = answer({"show", m->slug});
