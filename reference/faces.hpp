@@ -19,6 +19,12 @@ namespace kvatlas {
 class SideStore {
  public:
   virtual ~SideStore() = default;
+  /// Keys alone: rows come, are kept and are read before RoPE; row i is at position i, and the cache rotates what it reads.
+  virtual bool before_rope() const { return false; }
+  /// Sees a step of its layer before the step's rows come: for stores that look at hidden states.
+  virtual void observe(const StepInput&) {}
+  /// Adds counts that only the content can tell, for formulas of data-dependent methods.
+  virtual void count(ContentCounts&) const {}
   virtual void append(View<const float> rows) = 0;  // [kv_heads, n, dim]
   /// Called after the step's attention; `prompt_done` is false while the prompt is being processed.
   virtual void settle(bool prompt_done) = 0;

@@ -11,6 +11,9 @@ class EdgeStore final : public SideStore {
  public:
   EdgeStore(std::unique_ptr<SideStore> inner, int kv_heads, int dim, Side side, Dtype dtype, Tokens sinks, Tokens recent);
 
+  bool before_rope() const override { return inner_->before_rope(); }
+  void observe(const StepInput& step) override { inner_->observe(step); }
+  void count(ContentCounts& counts) const override { inner_->count(counts); }
   void append(View<const float> rows) override;
   void settle(bool prompt_done) override;
   Tokens size() const override;

@@ -1,106 +1,241 @@
 #include "reference/primitives/group_quantizer.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/errors.hpp"
 #include "core/formats/dtype.hpp"
+#include "core/formats/fp8.hpp"
 #include "core/formats/int_codes.hpp"
 
 namespace kvatlas {
 
 namespace {
 
+Dtype dtype_of(MetaType t) { return t == MetaType::f32 ? Dtype::f32 : t == MetaType::bf16 ? Dtype::bf16 : Dtype::f16; }
+
 float largest_of(Dtype t) {
   return t == Dtype::f16 ? 65504.0F : num::decode(t, t == Dtype::bf16 ? 0x7F7FU : 0x7F7FFFFFU);
+}
+float largest_of(MetaType t) { return t == MetaType::e4m3 ? 448.0F : largest_of(dtype_of(t)); }
+
+void store_meta(MetaType type, float x, std::vector<std::byte>& to) {
+  if (type == MetaType::e4m3) {
+    to.push_back(static_cast<std::byte>(num::encode_e4m3(x)));
+    return;
+  }
+  const std::size_t at = to.size();
+  to.resize(at + static_cast<std::size_t>(bytes_of(type)));
+  num::store(dtype_of(type), std::span(&x, 1), std::span(to).subspan(at));
+}
+
+float load_meta(MetaType type, std::span<const std::byte> from, std::int64_t index) {
+  const auto bytes = static_cast<std::size_t>(bytes_of(type));
+  const auto one = from.subspan(static_cast<std::size_t>(index) * bytes, bytes);
+  if (type == MetaType::e4m3) return num::decode_e4m3(std::to_integer<std::uint8_t>(one[0]));
+  float x = 0;
+  num::load(dtype_of(type), one, std::span(&x, 1));
+  return x;
+}
+
+float rounded(QuantRounding rule, float x) {
+  switch (rule) {
+    case QuantRounding::half_up: return std::floor(x + 0.5F);
+    case QuantRounding::truncate: return std::trunc(x);
+    case QuantRounding::nearest_even: break;
+  }
+  return num::rint(x);
 }
 
 }  // namespace
 
+int bytes_of(MetaType type) { return type == MetaType::e4m3 ? 1 : bytes_of(dtype_of(type)); }
+
+float round_to(MetaType type, float x) {
+  return type == MetaType::e4m3 ? num::decode_e4m3(num::encode_e4m3(x)) : num::round_to(dtype_of(type), x);
+}
+
+std::uint8_t nearest_entry(std::span<const float> codebook, float x) {
+  std::size_t best = 0;
+  for (std::size_t i = 1; i < codebook.size(); ++i)
+    if (std::fabs(x - codebook[i]) < std::fabs(x - codebook[best])) best = i;
+  return static_cast<std::uint8_t>(best);
+}
+
 GroupQuantizer::Meta GroupQuantizer::encode(std::span<const float> x, std::span<std::uint8_t> codes) const {
   const auto in_work = [this](float f) { return num::round_to(work, f); };
-  const float bound = largest_of(work), top = static_cast<float>((1 << bits) - 1);
+  const float bound = largest_of(work), meta_bound = largest_of(meta);
+  const float top = static_cast<float>((1 << bits) - 1), half = static_cast<float>(1 << (bits - 1));
   const auto input = [&](std::size_t i) { return in_work(num::clamp(x[i], -bound, bound)); };
+  const auto stored = [&](float f) { return round_to(meta, num::clamp(f, -meta_bound, meta_bound)); };
   float low = input(0), high = low;
   for (std::size_t i = 1; i < x.size(); ++i) {
     low = num::min(low, input(i));
     high = num::max(high, input(i));
   }
-  const float scale = num::round_to(meta, in_work(in_work(high - low) / top));
-  const float minimum = num::round_to(meta, low);
+  if (clip != 1.0F) {
+    low = in_work(low * clip);
+    high = in_work(high * clip);
+  }
+  const bool two_sided = scheme == QuantScheme::absmax;
+  const float steps = static_cast<float>(levels > 0 ? levels : two_sided ? (1 << (bits - 1)) - 1 : (1 << bits) - 1);
+  const float range = in_work(high - low);
+  float exact = in_work(range / steps);
+  if (two_sided) exact = num::max(in_work(num::max(std::fabs(low), std::fabs(high)) / steps), least_scale);
+  if (scheme == QuantScheme::codebook) exact = in_work(in_work(high - low) / 2.0F);
+  const float scale = round_to(meta, exact);
   if (scale == 0 || !num::is_finite(scale)) {
     std::fill(codes.begin(), codes.end(), std::uint8_t{0});
-    return {.scale = 0, .minimum = minimum};
+    return {.scale = 0, .zero = two_sided ? 0.0F : stored(low)};
   }
-  for (std::size_t i = 0; i < x.size(); ++i)
-    codes[i] = static_cast<std::uint8_t>(num::rint(num::clamp(in_work(in_work(input(i) - minimum) / scale), 0.0F, top)));
-  return {.scale = scale, .minimum = minimum};
+  const float by = exact_scale ? exact : scale, inverse = in_work(1.0F / by);
+  const auto over = [&](float f) { return reciprocal ? in_work(f * inverse) : in_work(f / by); };
+  Meta m{.scale = scale, .zero = 0};
+  switch (scheme) {
+    case QuantScheme::minmax:
+      m.zero = stored(low);
+      for (std::size_t i = 0; i < x.size(); ++i)
+        codes[i] = static_cast<std::uint8_t>(rounded(rounding, num::clamp(over(in_work(input(i) - m.zero)), 0.0F, top)));
+      break;
+    case QuantScheme::integer_zero:
+      m.zero = stored(rounded(rounding, over(-low)));
+      for (std::size_t i = 0; i < x.size(); ++i)
+        codes[i] = static_cast<std::uint8_t>(num::clamp(in_work(rounded(rounding, over(input(i))) + m.zero), 0.0F, top));
+      break;
+    case QuantScheme::float_zero:
+      m.zero = stored(in_work(in_work(-steps * low) / range));
+      for (std::size_t i = 0; i < x.size(); ++i)
+        codes[i] = static_cast<std::uint8_t>(rounded(rounding, num::clamp(in_work(num::fma(input(i), inverse, m.zero)), 0.0F, top)));
+      break;
+    case QuantScheme::absmax:
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        const float code = rounded(rounding, num::clamp(over(input(i)), -half, half - 1.0F));
+        codes[i] = static_cast<std::uint8_t>(static_cast<unsigned>(static_cast<int>(code)) & ((1U << bits) - 1U));
+      }
+      break;
+    case QuantScheme::codebook:
+      m.zero = stored(in_work(in_work(high + low) / 2.0F));
+      for (std::size_t i = 0; i < x.size(); ++i) codes[i] = nearest_entry(codebook, over(in_work(input(i) - m.zero)));
+      break;
+  }
+  return m;
 }
 
-float GroupQuantizer::decode(std::uint32_t code, Meta m) { return num::fma(static_cast<float>(code), m.scale, m.minimum); }
+float GroupQuantizer::decode(std::uint32_t code, Meta m) const {
+  if (m.scale == 0) return m.zero;
+  const auto value = static_cast<float>(code);
+  switch (scheme) {
+    case QuantScheme::integer_zero: return m.scale * (value - m.zero);
+    case QuantScheme::float_zero: return num::fma(value, m.scale, -m.scale * m.zero);
+    case QuantScheme::absmax: return (code >> (bits - 1) != 0 ? value - static_cast<float>(1 << bits) : value) * m.scale;
+    case QuantScheme::codebook: return num::fma(codebook[code], m.scale, m.zero);
+    case QuantScheme::minmax: break;
+  }
+  return num::fma(value, m.scale, m.zero);
+}
 
 CodeFormat GroupQuantizer::format() const {
-  return {.kind = CodeKind::integer, .bits = bits, .axis = axis, .group_size = group_size, .group_bits = 2 * 8 * bytes_of(meta)};
+  return {.kind = scheme == QuantScheme::codebook ? CodeKind::table : CodeKind::integer, .bits = bits, .axis = axis,
+          .group_size = group_size, .group_bits = (has_zero() ? 2 : 1) * 8 * bytes_of(meta)};
 }
 
 void GroupRows::append(View<const float> rows) {
-  KV_ASSERT(rows.dim(0) % q_.block_rows() == 0 && rows.dim(1) == dim_, "rows of whole blocks");
+  KV_ASSERT(rows.dim(0) % q_.block_rows() == 0 && rows.dim(1) == dim_ && groups_per_block() * q_.group_size == q_.block_rows() * dim_,
+            "rows of whole blocks and groups");
   const bool along_tokens = q_.axis == GroupAxis::tokens;
   const auto size = static_cast<std::size_t>(q_.group_size);
   const std::int64_t groups = rows.dim(0) * dim_ / q_.group_size;
-  const std::int64_t per_block = q_.block_rows() * dim_ / q_.group_size;
-  const auto meta_bytes = static_cast<std::size_t>(bytes_of(q_.meta));
   std::vector<float> x(size);
   std::vector<std::uint8_t> codes(size);
   for (std::int64_t group = 0; group < groups; ++group) {
-    const std::int64_t block = group / per_block, within = group % per_block;
+    const std::int64_t block = group / groups_per_block(), within = group % groups_per_block();
     for (int e = 0; e < q_.group_size; ++e)
       x[static_cast<std::size_t>(e)] = along_tokens ? rows(block * q_.group_size + e, within) : rows(block, within * q_.group_size + e);
     const GroupQuantizer::Meta m = q_.encode(x, codes);
-    const std::size_t at = codes_.size(), meta_at = scales_.size();
-    codes_.resize(at + static_cast<std::size_t>(group_bytes()));
-    num::pack(codes, q_.bits, std::span(codes_).subspan(at));
-    scales_.resize(meta_at + meta_bytes);
-    minima_.resize(meta_at + meta_bytes);
-    num::store(q_.meta, std::span(&m.scale, 1), std::span(scales_).subspan(meta_at));
-    num::store(q_.meta, std::span(&m.minimum, 1), std::span(minima_).subspan(meta_at));
+    const std::size_t at = codes_.size();
+    codes_.resize(at + static_cast<std::size_t>(q_.group_bytes()));
+    const auto to = std::span(codes_).subspan(at);
+    if (q_.order == CodeOrder::planar) num::pack_planar(codes, q_.bits, to);
+    else num::pack(codes, q_.bits, to);
+    store_meta(q_.meta, m.scale, scales_);
+    if (q_.has_zero()) store_meta(q_.meta, m.zero, zeros_);
   }
   rows_ += rows.dim(0);
 }
 
 GroupQuantizer::Meta GroupRows::meta_of(std::int64_t group) const {
-  const auto bytes = static_cast<std::size_t>(bytes_of(q_.meta)), at = static_cast<std::size_t>(group) * bytes;
-  GroupQuantizer::Meta m;
-  num::load(q_.meta, std::span(scales_).subspan(at, bytes), std::span(&m.scale, 1));
-  num::load(q_.meta, std::span(minima_).subspan(at, bytes), std::span(&m.minimum, 1));
-  return m;
+  return {.scale = load_meta(q_.meta, scales_, group), .zero = q_.has_zero() ? load_meta(q_.meta, zeros_, group) : 0.0F};
 }
 
-void GroupRows::read(std::int64_t first, View<float> out) const {
+void GroupRows::read(std::int64_t first, View<float> out, std::int64_t first_channel) const {
   const std::int64_t size = q_.group_size;
   const auto* codes = reinterpret_cast<const std::uint8_t*>(codes_.data());
+  const bool along_tokens = q_.axis == GroupAxis::tokens;
+  std::int64_t last = -1;  // group whose scale and zero are at hand
+  GroupQuantizer::Meta m;
   for (std::int64_t i = 0; i < out.dim(0); ++i) {
     const std::int64_t row = first + i;
-    for (std::int64_t c = 0; c < dim_; ++c) {
-      const bool along_tokens = q_.axis == GroupAxis::tokens;
-      const std::int64_t group = along_tokens ? row / size * dim_ + c : row * (dim_ / size) + c / size;
-      const std::int64_t element = along_tokens ? row % size : c % size;
-      out(i, c) = GroupQuantizer::decode(num::code_at(codes + group * group_bytes(), element, q_.bits), meta_of(group));
+    for (std::int64_t c = 0; c < out.dim(1); ++c) {
+      const std::int64_t channel = first_channel + c;
+      const std::int64_t group = along_tokens ? row / size * dim_ + channel : row * (dim_ / size) + channel / size;
+      const std::int64_t element = along_tokens ? row % size : channel % size;
+      if (group != last) m = meta_of(last = group);
+      const std::uint8_t* of_group = codes + group * q_.group_bytes();
+      std::uint32_t code = 0;
+      if (q_.order == CodeOrder::planar) {
+        const std::int64_t plane = q_.group_bytes();
+        code = num::field_of_word(of_group[element % plane], static_cast<int>(element / plane), q_.bits);
+      } else {
+        code = num::code_at(of_group, element, q_.bits);
+      }
+      out(i, c) = q_.decode(code, m);
     }
   }
 }
 
-void GroupRows::load(std::span<const std::byte> codes, std::span<const std::byte> scales, std::span<const std::byte> minima, int head) {
-  const std::int64_t groups = static_cast<std::int64_t>(codes.size()) / group_bytes();
-  const std::int64_t per_block = q_.block_rows() * dim_ / q_.group_size;
+void GroupRows::drop_front(std::int64_t count) {
+  KV_ASSERT(count % q_.block_rows() == 0 && count <= rows_, "whole blocks leave");
+  const std::int64_t groups = count / q_.block_rows() * groups_per_block(), meta = groups * bytes_of(q_.meta);
+  const auto drop = [](std::vector<std::byte>& from, std::int64_t bytes) {
+    from.erase(from.begin(), from.begin() + bytes);
+    from.shrink_to_fit();
+  };
+  drop(codes_, groups * q_.group_bytes());
+  drop(scales_, meta);
+  if (q_.has_zero()) drop(zeros_, meta);
+  rows_ -= count;
+}
+
+void GroupRows::truncate(std::int64_t rows) {
+  if (rows >= rows_) return;
+  KV_ASSERT(rows % q_.block_rows() == 0, "whole blocks stay");
+  const std::int64_t groups = rows / q_.block_rows() * groups_per_block();
+  const auto meta = static_cast<std::size_t>(groups * bytes_of(q_.meta));
+  codes_.resize(static_cast<std::size_t>(groups * q_.group_bytes()));
+  scales_.resize(meta);
+  if (q_.has_zero()) zeros_.resize(meta);
+  rows_ = rows;
+}
+
+void GroupRows::load(std::span<const std::byte> codes, std::span<const std::byte> scales, std::span<const std::byte> zeros, int head) {
+  const std::int64_t bytes = q_.group_bytes(), groups = static_cast<std::int64_t>(codes.size()) / bytes;
   const auto meta_bytes = static_cast<std::size_t>(groups * bytes_of(q_.meta));
-  if (static_cast<std::int64_t>(codes.size()) % group_bytes() != 0 || groups % per_block != 0 || scales.size() != meta_bytes ||
-      minima.size() != meta_bytes)
+  if (static_cast<std::int64_t>(codes.size()) % bytes != 0 || groups % groups_per_block() != 0 || scales.size() != meta_bytes ||
+      zeros.size() != (q_.has_zero() ? meta_bytes : 0))
     throw InvalidArgument(cat("codes, scales and zeros of head ", head, " have ", codes.size(), ", ", scales.size(), " and ",
-                              minima.size(), " bytes, must be whole blocks of ", q_.block_rows(), " rows of ", dim_, " values"));
+                              zeros.size(), " bytes, must be whole blocks of ", q_.block_rows(), " rows of ", dim_, " values"));
+  for (std::int64_t g = 0; g < groups; ++g) {
+    const float scale = load_meta(q_.meta, scales, g);
+    if (!num::is_finite(scale) || scale < 0)
+      throw InvalidArgument(cat("scale ", g, " of head ", head, " is ", scale, ", must be finite and not negative"));
+    if (!q_.has_zero()) continue;
+    const float zero = load_meta(q_.meta, zeros, g);
+    if (!num::is_finite(zero)) throw InvalidArgument(cat("zero point ", g, " of head ", head, " is ", zero, ", must be finite"));
+  }
   codes_.assign(codes.begin(), codes.end());
   scales_.assign(scales.begin(), scales.end());
-  minima_.assign(minima.begin(), minima.end());
-  rows_ = groups / per_block * q_.block_rows();
+  zeros_.assign(zeros.begin(), zeros.end());
+  rows_ = groups / groups_per_block() * q_.block_rows();
 }
 
 }  // namespace kvatlas

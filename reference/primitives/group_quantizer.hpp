@@ -1,14 +1,27 @@
-// Uniform codes with a scale and a minimum for each group of values: the core of KIVI and of its many relatives.
+// The group quantizer: codes of a group of values with a scale and perhaps a zero point. Integer methods are settings of it.
 //
-// Order of operations of one group, each result rounded to `work` (f32: left as it is):
-//   low = smallest, high = largest value; scale = (high - low) / (2^bits - 1), rounded to `meta`, as is low
-//   code = nearest even of clamp((x - low) / scale, 0, 2^bits - 1)
-//   a scale of 0 or infinity: scale 0, all codes 0, so that the group decodes to its minimum
+// Order of operations of one group, each result rounded to `work` (f32: left as it is). Inputs are rounded to `work` first,
+// saturating at its largest value. low and high are the extremes times `clip`; top = 2^bits - 1; n = `levels`, else the
+// scheme's own count.
+//   minmax        scale = (high - low) / n, n = top; zero = low
+//                 code = clamp(round((x - zero) / scale), 0, top); value = fma(code, scale, zero)
+//   integer_zero  scale = (high - low) / n, n = top; zero = round(-low / scale), not clamped
+//                 code = clamp(round(x / scale) + zero, 0, top); value = scale * (code - zero)
+//   float_zero    scale = (high - low) / n, n = top; zero = -n * low / (high - low)
+//                 code = clamp(round(fma(x, 1 / scale, zero)), 0, top); value = fma(code, scale, -scale * zero)
+//   absmax        scale = max(largest |x| * clip / n, least_scale), n = 2^(bits-1) - 1; no zero
+//                 code = clamp(round(x / scale), -2^(bits-1), 2^(bits-1) - 1), two's complement; value = code * scale
+//   codebook      scale = (high - low) / 2, zero = (high + low) / 2; code = first nearest entry to (x - zero) / scale;
+//                 value = fma(entry, scale, zero)
+// Scale and zero are rounded to `meta` before codes are made from them (exact_scale: the scale after).
+// Degenerate groups: a scale that is 0 or not finite once stored is stored as 0, all codes as 0, and the group decodes to its
+// zero field, which then holds low (clamped to what meta holds); absmax decodes to 0. So no input of finite values gives NaN.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/code_format.hpp"
@@ -16,53 +29,82 @@
 
 namespace kvatlas {
 
+enum class QuantScheme : std::uint8_t { minmax, integer_zero, float_zero, absmax, codebook };
+/// half_up adds one half and drops the fraction; truncate drops it.
+enum class QuantRounding : std::uint8_t { nearest_even, half_up, truncate };
+/// Storage of a scale or zero point. e4m3 (scales of absmax alone) saturates at 448.
+enum class MetaType : std::uint8_t { f32, bf16, f16, e4m3 };
+/// Order of the codes of a group in its bytes: core/formats/int_codes.hpp.
+enum class CodeOrder : std::uint8_t { stream, planar };
+
+int bytes_of(MetaType type);
+float round_to(MetaType type, float x);
+
 struct GroupQuantizer {
   int bits = 4;
   int group_size = 32;
   GroupAxis axis = GroupAxis::channels;
-  Dtype work = Dtype::f16;  // type of every step of the encoder; inputs are rounded to it, saturating at its largest value
-  Dtype meta = Dtype::f16;  // stored type of scale and minimum
+  Dtype work = Dtype::f16;
+  MetaType meta = MetaType::f16;
+  QuantScheme scheme = QuantScheme::minmax;
+  QuantRounding rounding = QuantRounding::nearest_even;
+  CodeOrder order = CodeOrder::stream;
+  int levels = 0;             // steps of the scale; 0 = the scheme's own
+  float clip = 1.0F;
+  float least_scale = 0.0F;
+  bool exact_scale = false;   // codes are made from the scale before it is rounded to meta
+  bool reciprocal = false;    // x * (1 / scale) in place of x / scale
+  std::vector<float> codebook{};  // ascending entries in [-1, 1]
 
   struct Meta {
-    float scale = 0, minimum = 0;
+    float scale = 0, zero = 0;
   };
-  /// Codes of one group; x and codes have group_size elements.
+  /// Codes of one group; x and codes have the same length.
   Meta encode(std::span<const float> x, std::span<std::uint8_t> codes) const;
-  /// One fused multiply-add in float32, as a kernel does it.
-  static float decode(std::uint32_t code, Meta m);
+  float decode(std::uint32_t code, Meta m) const;
 
+  bool has_zero() const { return scheme != QuantScheme::absmax; }
   CodeFormat format() const;
   /// Rows that are coded together: a group along tokens needs group_size of them.
   std::int64_t block_rows() const { return axis == GroupAxis::tokens ? group_size : 1; }
+  std::int64_t group_bytes() const { return to_bytes_ceil(Bits(std::int64_t{group_size} * bits)).value; }
 };
 
-/// The coded rows of one kv head. Groups follow one another, each a little-endian bit stream of its codes:
-///   axis tokens    block of group_size rows, in it channel by channel: 32-bit words run along the tokens of a channel
-///   axis channels  row by row, in it group by group: words run along the channels of a token
+/// The index of the entry nearest to x; the first of equally near ones.
+std::uint8_t nearest_entry(std::span<const float> codebook, float x);
+
+/// The coded rows of one kv head, or of all heads as one row. Groups follow one another, each in its own bytes:
+///   axis tokens    block of group_size rows, in it channel by channel: codes run along the tokens of a channel
+///   axis channels  row by row, in it group by group: codes run along the channels of a token
 class GroupRows {
  public:
   GroupRows(const GroupQuantizer& quantizer, int dim) : q_(quantizer), dim_(dim) {}
 
   std::int64_t rows() const { return rows_; }
+  const GroupQuantizer& quantizer() const { return q_; }
   /// Codes [n, dim] rows; n is a multiple of block_rows().
   void append(View<const float> rows);
-  /// Decodes rows [first, first + out.dim(0)).
-  void read(std::int64_t first, View<float> out) const;
+  /// Decodes channels [first_channel, first_channel + out.dim(1)) of rows [first, first + out.dim(0)).
+  void read(std::int64_t first, View<float> out, std::int64_t first_channel = 0) const;
+  /// Whole blocks leave at the front or stay at the front.
+  void drop_front(std::int64_t count);
+  void truncate(std::int64_t rows);
 
   std::span<const std::byte> codes() const { return codes_; }
   std::span<const std::byte> scales() const { return scales_; }
-  std::span<const std::byte> minima() const { return minima_; }
-  /// Replaces the content. throws InvalidArgument, which names the head, when sizes are not those of whole blocks
-  void load(std::span<const std::byte> codes, std::span<const std::byte> scales, std::span<const std::byte> minima, int head);
+  std::span<const std::byte> zeros() const { return zeros_; }  // empty where the scheme has none
+  /// Replaces the content. throws InvalidArgument, which names the head, when sizes are not those of whole blocks, or a scale
+  /// or zero point is one that no group can have (negative, not finite)
+  void load(std::span<const std::byte> codes, std::span<const std::byte> scales, std::span<const std::byte> zeros, int head);
 
  private:
-  std::int64_t group_bytes() const { return std::int64_t{q_.group_size} * q_.bits / 8; }
   GroupQuantizer::Meta meta_of(std::int64_t group) const;
+  std::int64_t groups_per_block() const { return q_.block_rows() * dim_ / q_.group_size; }
 
   GroupQuantizer q_;
   int dim_;
   std::int64_t rows_ = 0;
-  std::vector<std::byte> codes_, scales_, minima_;
+  std::vector<std::byte> codes_, scales_, zeros_;
 };
 
 }  // namespace kvatlas

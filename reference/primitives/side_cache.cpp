@@ -32,13 +32,22 @@ void SideCache::forward(int layer, const StepInput& step, View<float> out) {
   const PreparedStep p = prepare_step(shape_, rotary_, layer, step, out);
   Layer& l = at(layer);
   const LayerClass& c = *l.c;
-  l.keys->append(p.k.view());
+  const bool rotate = l.keys->before_rope();
+  if (rotate)
+    for (std::int64_t i = 0; i < p.n; ++i)
+      if (step.positions(i) != l.keys->size().value + i)
+        throw Unsupported(cat("positions[", i, "] is ", step.positions(i), ", must be ", l.keys->size().value + i,
+                              ": keys that are kept before RoPE are rotated to their place in the sequence"));
+  for (SideStore* s : {l.keys.get(), l.values.get()})
+    if (s != nullptr) s->observe(step);
+  l.keys->append(rotate ? p.k_pre.view() : p.k.view());
   if (l.values) l.values->append(p.v.view());
   const std::int64_t rows = l.keys->size().value;
   parallel_for(c.kv_heads, [&](std::int64_t h) {
     const int head = static_cast<int>(h);
     Array k({rows, c.k_dim});
     l.keys->read(head, 0, k.view());
+    if (rotate) rotate_rows(layer, k);
     if (l.values) {
       Array v({rows, c.v_dim});
       l.values->read(head, 0, v.view());
@@ -56,6 +65,21 @@ void SideCache::forward(int layer, const StepInput& step, View<float> out) {
       if (c.window.value > 0 && s->size() > c.window) s->drop_front(s->size() - c.window);
     }
   l.seen = l.seen.value_or(std::max(step.positions(0), c.window.value)) + p.n;
+}
+
+/// Row i is at position i; rounded after the rotation, as the key of a step is.
+void SideCache::rotate_rows(int layer, Array& k) const {
+  if (shape_.class_of(layer).rope.rotary_dim == 0) return;
+  for (std::int64_t i = 0; i < k.view().dim(0); ++i) rotary_.of(layer).apply(k.view().row(i), i);
+  round_all(shape_.dtype, k.values());
+}
+
+ContentCounts SideCache::content_counts() const {
+  ContentCounts counts;
+  for (const Layer& l : layers_)
+    for (const SideStore* s : {l.keys.get(), l.values.get()})
+      if (s != nullptr) s->count(counts);
+  return counts;
 }
 
 void SideCache::end_prefill() {

@@ -16,7 +16,7 @@ namespace kvatlas {
 /// Makes the store of one side of one layer.
 using SideFactory = std::function<std::unique_ptr<SideStore>(const LayerClass& c, int layer, Side side)>;
 
-/// Keys after RoPE at true positions. The new tokens are attended to as the stores return them; stores change their
+/// Keys after RoPE at true positions, unless their store keeps them before RoPE. The new tokens are attended to as the stores return them; stores change their
 /// coding only in settle(), after the step's attention.
 class SideCache final : public KvCache {
  public:
@@ -29,6 +29,7 @@ class SideCache final : public KvCache {
   void crop(Tokens length) override;
   std::vector<NamedBuffer> buffers() const override;
   void load(std::span<const NamedBuffer> saved) override;
+  ContentCounts content_counts() const override;
   Tokens kept(int layer, int kv_head) const override;
 
  private:
@@ -39,6 +40,7 @@ class SideCache final : public KvCache {
     std::optional<std::int64_t> seen = 0;     // tokens that have come; with a full window unknown after load() until the next step
   };
   std::vector<Layer> make_layers() const;
+  void rotate_rows(int layer, Array& k) const;
   Layer& at(int layer);
   const Layer& at(int layer) const { return const_cast<SideCache*>(this)->at(layer); }
 

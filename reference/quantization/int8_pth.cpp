@@ -3,12 +3,11 @@
 // Keeps     every token; keys after RoPE; a token is coded before its own step attends
 // Deviates  codes round to nearest even; the released store truncates toward zero (rounding=truncate)
 #include <array>
-#include <cmath>
 
 #include "core/errors.hpp"
-#include "core/formats/dtype.hpp"
 #include "reference/method.hpp"
 #include "reference/primitives/plans.hpp"
+#include "reference/primitives/residual_store.hpp"
 #include "reference/primitives/side_cache.hpp"
 
 namespace kvatlas::methods {
@@ -24,81 +23,12 @@ struct Params {
   }
 };
 
-/// absmax / 127, at least 1e-6: a row of zeros gets codes 0 and a finite inverse.
-float scale_of(std::span<const float> row) {
-  float largest = 0;
-  for (const float f : row) largest = num::max(largest, std::fabs(f));
-  return num::max(largest / 127.0F, 1e-6F);
+/// A row of zeros gets the smallest scale, codes 0 and a finite inverse.
+GroupQuantizer quantizer(const Params& p, int dim) {
+  return {.bits = 8, .group_size = dim, .work = Dtype::f32, .meta = MetaType::f32, .scheme = QuantScheme::absmax,
+          .rounding = p.rounding == Rounding::nearest ? QuantRounding::nearest_even : QuantRounding::truncate, .least_scale = 1e-6F,
+          .reciprocal = true};
 }
-
-/// Codes and scales of one side of a layer, as two runs of independent rows.
-class Int8Store final : public SideStore {
- public:
-  Int8Store(const Params& p, int kv_heads, int dim, Side side, Dtype dtype)
-      : dtype_(dtype), codes_(kv_heads, dim, side, codes(p, dim)), scales_(kv_heads, dim, side, scales()) {}
-
-  void append(View<const float> rows) override {
-    codes_.append(rows);
-    scales_.append(rows);
-  }
-  void settle(bool) override {}
-  Tokens size() const override { return codes_.size(); }
-  void read(int kv_head, std::int64_t first, View<float> out) const override {
-    Array scale({out.dim(0), out.dim(1)});
-    scales_.read(kv_head, first, scale.view());
-    codes_.read(kv_head, first, out);
-    for (std::int64_t i = 0; i < out.dim(0); ++i)
-      for (float& f : out.row(i)) f = num::round_to(dtype_, f * scale.view()(i, 0));
-  }
-  void drop_front(Tokens count) override {
-    codes_.drop_front(count);
-    scales_.drop_front(count);
-  }
-  void crop(Tokens length) override {
-    codes_.crop(length);
-    scales_.crop(length);
-  }
-  void buffers(const std::string& prefix, std::vector<NamedBuffer>& out) const override {
-    codes_.buffers(prefix, out);
-    scales_.buffers(prefix, out);
-  }
-  void load(const std::string& prefix, std::span<const NamedBuffer> saved) override {
-    RowStore codes = codes_, scales = scales_;
-    codes.load(prefix, saved);
-    scales.load(prefix, saved);
-    if (codes.size() != scales.size())
-      throw InvalidArgument(cat(prefix, "codes has ", codes.size().value, " rows, scales ", scales.size().value, ", must be as many"));
-    codes_ = std::move(codes);
-    scales_ = std::move(scales);
-  }
-
- private:
-  static RowStore::Codec codes(const Params& p, int dim) {
-    return {.component = "codes", .row_bytes = dim,
-            .encode = [rounding = p.rounding](std::span<const float> row, std::span<std::byte> to) {
-              const float inverse = 1.0F / scale_of(row);
-              for (std::size_t i = 0; i < row.size(); ++i) {
-                const float x = num::clamp(row[i] * inverse, -128.0F, 127.0F);
-                to[i] = static_cast<std::byte>(static_cast<std::int8_t>(rounding == Rounding::nearest ? num::rint(x) : std::trunc(x)));
-              }
-            },
-            .decode = [](std::span<const std::byte> from, std::span<float> row) {
-              for (std::size_t i = 0; i < row.size(); ++i) row[i] = static_cast<float>(static_cast<std::int8_t>(from[i]));
-            }};
-  }
-  static RowStore::Codec scales() {
-    return {.component = "scales", .row_bytes = sizeof(float),
-            .encode = [](std::span<const float> row, std::span<std::byte> to) {
-              const float scale = scale_of(row);
-              num::store(Dtype::f32, std::span(&scale, 1), to);
-            },
-            .decode = [](std::span<const std::byte> from, std::span<float> row) { num::load(Dtype::f32, from, row.first(1)); },
-            .scope = Scope::group};
-  }
-
-  Dtype dtype_;
-  RowStore codes_, scales_;
-};
 
 std::optional<std::string> why_not(const Params&, const CacheShape& shape) {
   for (const LayerClass& c : shape.classes) {
@@ -108,9 +38,8 @@ std::optional<std::string> why_not(const Params&, const CacheShape& shape) {
   return std::nullopt;
 }
 
-SideLayout side_layout(const Params&, const LayerClass& c, Side side, Dtype, Tokens) {
-  return {.format = {.kind = CodeKind::integer, .bits = 8, .axis = GroupAxis::channels,
-                     .group_size = side == Side::key ? c.k_dim : c.v_dim, .group_bits = 32}};
+SideLayout side_layout(const Params& p, const LayerClass& c, Side side, Dtype, Tokens) {
+  return {.format = quantizer(p, side == Side::key ? c.k_dim : c.v_dim).format()};
 }
 
 Ledger ledger_formula(const Params&, const CacheShape& shape, const History& h, const ContentCounts&) {
@@ -140,7 +69,8 @@ Plan prefill_plan(const Params& p, const CacheShape& shape, const History& h, co
 }
 
 std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, Side side, Dtype dtype) {
-  return std::make_unique<Int8Store>(p, c.kv_heads, side == Side::key ? c.k_dim : c.v_dim, side, dtype);
+  const int dim = side == Side::key ? c.k_dim : c.v_dim;
+  return std::make_unique<CodedStore>(dtype, std::make_unique<GroupCoder>(c.kv_heads, dim, side, quantizer(p, dim)));
 }
 
 std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const OpenInputs&) {

@@ -108,7 +108,7 @@ void check_pack(const GoldenCase& golden, bool keys) {
   for (std::int64_t h = 0; h < heads; ++h) {
     GroupRows rows(q, static_cast<int>(dim));
     rows.append(view_of(x, {heads, tokens, dim})[h]);
-    const Coded coded(bits, group, keys, dim, rows.codes(), rows.scales(), rows.minima());
+    const Coded coded(bits, group, keys, dim, rows.codes(), rows.scales(), rows.zeros());
     REQUIRE(coded.rows == tokens);
     all.add(coded);
     const auto mark = [&](std::int64_t t, std::int64_t c) { return static_cast<std::uint8_t>(coded.scale[coded.group_of(t, c)] == 0); };
@@ -237,8 +237,8 @@ void check_product(const GoldenCase& golden) {
           const auto word = static_cast<std::uint32_t>(packed.values[static_cast<std::size_t>((head * inner + i) * (outer / per) + o / per)]);
           const auto g = static_cast<std::size_t>((head * inner + i) * (outer / group) + o / group);
           sum += static_cast<double>(a.values[static_cast<std::size_t>((b * q_heads + h) * inner + i)]) *
-                 static_cast<double>(GroupQuantizer::decode(num::field_of_word(word, static_cast<int>(o % per), bits),
-                                                            {.scale = scale.values[g], .minimum = minimum.values[g]}));
+                 static_cast<double>(GroupQuantizer{}.decode(num::field_of_word(word, static_cast<int>(o % per), bits),
+                                                            {.scale = scale.values[g], .zero = minimum.values[g]}));
         }
         out.push_back(fp16(static_cast<float>(sum)));
       }
@@ -250,7 +250,7 @@ void check_simulation(const GoldenCase& golden) {
   const NamedTensor x = golden.floats("x");
   const std::int64_t tokens = golden.parameter<int>("tokens"), channels = golden.parameter<int>("channels");
   const auto check = [&](const std::string& what, int group_size, const std::function<std::size_t(std::int64_t, std::int64_t)>& at, std::int64_t groups) {
-    const GroupQuantizer q{.bits = golden.parameter<int>("bits"), .group_size = group_size, .work = Dtype::f32, .meta = Dtype::f32};
+    const GroupQuantizer q{.bits = golden.parameter<int>("bits"), .group_size = group_size, .work = Dtype::f32, .meta = MetaType::f32};
     std::vector<float> scales, minima, decoded(x.values.size());
     std::vector<std::int64_t> all_codes(x.values.size());
     for (std::int64_t g = 0; g < groups; ++g) {
@@ -259,7 +259,7 @@ void check_simulation(const GoldenCase& golden) {
       for (std::size_t e = 0; e < group.size(); ++e) group[e] = x.values[at(g, static_cast<std::int64_t>(e))];
       const GroupQuantizer::Meta m = q.encode(group, codes);
       scales.push_back(m.scale);
-      minima.push_back(m.minimum);
+      minima.push_back(m.zero);
       for (std::size_t e = 0; e < group.size(); ++e) {
         const std::size_t place = at(g, static_cast<std::int64_t>(e));
         all_codes[place] = codes[e];

@@ -27,6 +27,24 @@ SELECTION = {
         "cache_r32_cross_boundary": ("q", "after_decode_v_residual", "decode_weights", "decode_output"),
         "cache_r32_4bit_d128": ("decode_weights", "after_decode_k_residual", "after_decode_v_residual"),
     },
+    "kvquant": {
+        "nuq_dynamic_v4_sparse": ("normalized", "median", "max", "min", "reconstruction"),
+        "nuq_ties_k3": ("normalized", "offset", "range"),
+        "nf_static_k3": ("normalized", "offset", "range", "reconstruction"),
+        "calibrate_k3_first5": ("normalized",),
+    },
+    "gear": {
+        "gearl_2bit_g64_r4": ("k_residual", "k_lowrank", "k_p_start", "v_residual", "v_lowrank", "v_p_start"),
+        "gear_4bit_g32_tail": ("k", "k_min", "k_scale", "k_codes", "k_smallest_index", "k_smallest_value", "k_largest_index", "k_largest_value",
+                               "k_mean", "k_dense_plus_sparse", "k_residual", "k_p_start", "k_lowrank", "k_out", "v_mean",
+                               "v_dense_plus_sparse", "v_residual", "v_p_start", "v_lowrank"),
+        "ties_2bit": ("k_mean", "v_mean", "k_out", "v_out", "k_dense_plus_sparse", "v_dense_plus_sparse"),
+    },
+    "mustafar": {
+        "pack_s70_d128": ("k_pruned", "v_pruned"),
+        "ties_s50": ("k_pruned", "v_pruned"),
+        "degenerate_s70": ("k_threshold",),
+    },
     "snapkv": {
         "case02_kvpress_S66_w64_k5_cr0.5": ("attn_window",),
         "case07_orig_S50_w16_C64_avgpool5": (),
@@ -163,6 +181,9 @@ BOUNDS = {
 # Arrays to be fed, where the source's manifest does not mark them.
 INPUTS = {
     "kivi": ("q", "k", "v", "x", "a"),
+    "kvquant": ("x", "upper", "lower", "lut", "qnorm", "fisher"),
+    "gear": ("k", "v"),
+    "mustafar": ("k", "v"),
     "xkv": ("k", "v"),
     "cachegen": ("kv", "x"),
     "transmla": ("x", "calibration", "w_q", "w_k", "w_v", "w_o"),

@@ -33,7 +33,7 @@ TEST_CASE("four values in two bits: code 1.5 rounds to the even 2", "[unit]") {
   rows.append({x.data(), {1, 4}});
   REQUIRE(ints(rows.codes()) == std::vector<int>{0x78});
   REQUIRE(ints(rows.scales()) == std::vector<int>{0x00, 0x3C});  // 1
-  REQUIRE(ints(rows.minima()) == std::vector<int>{0x00, 0xBC});  // -1
+  REQUIRE(ints(rows.zeros()) == std::vector<int>{0x00, 0xBC});  // -1
   Array back({1, 4});
   rows.read(0, back.view());
   REQUIRE(back.values() == std::vector<float>{-1.0F, 1.0F, 2.0F, 0.0F});
@@ -44,11 +44,11 @@ TEST_CASE("eight fp16 values in two and in four bits give the bytes of the worke
   std::vector<std::uint8_t> codes(8);
   const GroupQuantizer two{.bits = 2, .group_size = 8};
   const auto m = two.encode(x, codes);
-  REQUIRE(num::encode_fp16(m.minimum) == 0xB4CD);
+  REQUIRE(num::encode_fp16(m.zero) == 0xB4CD);
   REQUIRE(num::encode_fp16(m.scale) == 0x3400);
   REQUIRE(ints(codes) == std::vector<int>{2, 2, 0, 3, 1, 1, 2, 1});
   std::vector<float> decoded;
-  for (const std::uint8_t c : codes) decoded.push_back(num::round_to(Dtype::f16, GroupQuantizer::decode(c, m)));
+  for (const std::uint8_t c : codes) decoded.push_back(num::round_to(Dtype::f16, two.decode(c, m)));
   const std::vector<float> want = in_fp16({0.199951F, 0.199951F, -0.300049F, 0.449951F, -0.050049F, -0.050049F, 0.199951F, -0.050049F});
   REQUIRE(decoded == want);
   GroupRows rows(two, 8);
@@ -86,11 +86,11 @@ TEST_CASE("a group of equal values, and one whose range fp16 cannot hold, decode
   std::vector<std::uint8_t> codes(4, 9);
   auto m = q.encode(std::vector<float>(4, -0.75F), codes);
   REQUIRE(m.scale == 0.0F);
-  REQUIRE(m.minimum == -0.75F);
+  REQUIRE(m.zero == -0.75F);
   REQUIRE(ints(codes) == std::vector<int>{0, 0, 0, 0});
   m = q.encode(std::vector<float>{-60000.0F, 60000.0F, 0.0F, 1.0F}, codes);
   REQUIRE(m.scale == 0.0F);
-  REQUIRE(m.minimum == num::round_to(Dtype::f16, -60000.0F));
+  REQUIRE(m.zero == num::round_to(Dtype::f16, -60000.0F));
   REQUIRE(ints(codes) == std::vector<int>{0, 0, 0, 0});
   // A range below fp16's smallest step is no range.
   m = q.encode(std::vector<float>{0.0F, 1e-9F, 0.0F, 0.0F}, codes);
@@ -101,8 +101,8 @@ TEST_CASE("inputs beyond fp16 saturate before they are coded", "[unit]") {
   const GroupQuantizer q{.bits = 2, .group_size = 4};
   std::vector<std::uint8_t> codes(4);
   const auto m = q.encode(std::vector<float>{1e30F, 0.0F, 1e30F, 32752.0F}, codes);
-  REQUIRE(m.minimum == 0.0F);
-  REQUIRE(GroupQuantizer::decode(codes[0], m) == 3 * m.scale);
+  REQUIRE(m.zero == 0.0F);
+  REQUIRE(q.decode(codes[0], m) == 3 * m.scale);
   REQUIRE(std::fabs(3 * m.scale - 65504.0F) <= 32.0F);
 }
 
@@ -118,7 +118,7 @@ TEST_CASE("a decoded value lies within half a step of its input", "[unit]") {
       for (std::size_t i = 0; i < x.size(); ++i) {
         // Half a step, the rounding of x - minimum and of the quotient (2^-11 of at most the range), of the scale (2^-11 of code).
         const float range = static_cast<float>((1 << bits) - 1) * m.scale;
-        REQUIRE(std::fabs(GroupQuantizer::decode(codes[i], m) - x[i]) <= 0.5F * m.scale + range * 3 * 0x1p-11F);
+        REQUIRE(std::fabs(q.decode(codes[i], m) - x[i]) <= 0.5F * m.scale + range * 3 * 0x1p-11F);
       }
     }
   }

@@ -1,5 +1,6 @@
 #include <array>
 #include <cstring>
+#include <limits>
 
 #include "core/errors.hpp"
 #include "reference/compose/recipe.hpp"
@@ -69,7 +70,24 @@ TEST_CASE("int8_pth: codes and scales that do not match are refused, and the sto
   other->buffers("k_", saved);
   for (NamedBuffer& b : saved)
     if (b.component == "scales") b.bytes.resize(16);
-  CHECK_THROWS_WITH(store->load("k_", saved), "k_codes has 5 rows, scales 4, must be as many");
+  CHECK_THROWS_WITH(store->load("k_", saved), "codes, scales and zeros of head 0 have 20, 16 and 0 bytes, must be whole blocks of 1 rows of 4 values");
+  store->buffers("k_", after);
+  CHECK(test::digest(after) == test::digest(before));
+}
+
+TEST_CASE("int8_pth: a loaded scale that is negative or not finite is refused, and the store stays as it was", "[unit]") {
+  const MethodChoice m = parse_choice("int8_pth");
+  const LayerClass c{.q_heads = 1, .kv_heads = 1, .k_dim = 4, .v_dim = 4, .layers = {0}};
+  const auto store = m.method->open_side(m.row, c, 0, Side::key, Dtype::f32);
+  store->append(Array({1, 2, 4}, 1.0F).view());
+  std::vector<NamedBuffer> before, after;
+  store->buffers("k_", before);
+  for (const float scale : {-1.0F, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    auto saved = before;
+    for (NamedBuffer& b : saved)
+      if (b.component == "scales") std::memcpy(b.bytes.data() + 4, &scale, 4);
+    CHECK_THROWS_WITH(store->load("k_", saved), cat("scale 1 of head 0 is ", scale, ", must be finite and not negative"));
+  }
   store->buffers("k_", after);
   CHECK(test::digest(after) == test::digest(before));
 }
