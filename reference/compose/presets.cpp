@@ -22,6 +22,16 @@ constexpr Preset kPresets[] = {
     {"llama.cpp:q8_0/unrotated", "llamacpp_kv:rotation=false", "llama.cpp before April 2026, or LLAMA_ATTN_ROT_DISABLE=1: --cache-type-k q8_0 --cache-type-v q8_0"},
     {"trtllm:nvfp4", "nvfp4_kv", "TensorRT-LLM documentation, quantization: kv_cache_config.dtype nvfp4"},
     {"omniserve:kv4", "qserve_kv4", "mit-han-lab/omniserve README: KV4 with zero points"},
+    {"vllm:turboquant_k8v4", "layers=0-1,last2:full;*:turboquant:variant=vllm,k_bits=8,v_bits=4",
+     "vLLM pull request 38479: --kv-cache-dtype turboquant_k8v4; the engine leaves the first and the last two layers plain"},
+    {"vllm:turboquant_4bit_nc", "layers=0-1,last2:full;*:turboquant:variant=vllm,k_bits=4,v_bits=4,norm_correction=true",
+     "vLLM pull request 38479: --kv-cache-dtype turboquant_4bit_nc; the engine leaves the first and the last two layers plain"},
+    {"vllm:turboquant_k3v4_nc", "layers=0-1,last2:full;*:turboquant:variant=vllm,k_bits=3,v_bits=4,norm_correction=true",
+     "vLLM pull request 38479: --kv-cache-dtype turboquant_k3v4_nc; the engine leaves the first and the last two layers plain"},
+    {"vllm:turboquant_3bit_nc", "layers=0-1,last2:full;*:turboquant:variant=vllm,k_bits=3,v_bits=3,norm_correction=true",
+     "vLLM pull request 38479: --kv-cache-dtype turboquant_3bit_nc; the engine leaves the first and the last two layers plain"},
+    {"vllm:int8_per_token_head", "int8_pth:rounding=truncate", "vLLM, dynamic INT8 scales per token and head"},
+    {"vllm:fp8_per_token_head", "fp8_pth", "vLLM, dynamic FP8 scales per token and head"},
 };
 
 }  // namespace

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <map>
+#include <mutex>
+#include <utility>
 
 #include "core/arith64.hpp"
 #include "core/errors.hpp"
@@ -27,7 +30,9 @@ std::span<const float> gaussian_levels(int bits) {
   return {};
 }
 
-std::vector<float> lloyd_levels(int dim, int bits) {
+namespace {
+
+std::vector<float> iterate_levels(int dim, int bits) {
   constexpr int kIterations = 200, kIntervals = 200;
   const double sigma = 1.0 / std::sqrt(static_cast<double>(dim));
   const std::size_t n = std::size_t{1} << bits;
@@ -55,6 +60,17 @@ std::vector<float> lloyd_levels(int dim, int bits) {
     if (moved < 1e-10) break;
   }
   return {level.begin(), level.end()};
+}
+
+}  // namespace
+
+std::vector<float> lloyd_levels(int dim, int bits) {
+  static std::mutex guard;
+  static std::map<std::pair<int, int>, std::vector<float>> known;  // a pure function of its arguments that takes milliseconds
+  const std::lock_guard lock(guard);
+  const auto [at, fresh] = known.try_emplace({dim, bits});
+  if (fresh) at->second = iterate_levels(dim, bits);
+  return at->second;
 }
 
 std::vector<float> midpoints(std::span<const float> levels) {
