@@ -73,6 +73,9 @@ class StepModel {
   double rows_per_sequence() const;
   double draft_s(int sequences) const;
   bool whole_prompt() const { return whole_prompt_; }
+  /// Activations of one token in the widest layer of a rank, and the whole vocabulary: what start-up profiles of engines measure.
+  double activation_bytes() const { return 2.0 * (1.5 * (matrices_.widest() - hidden_) + 3.0 * hidden_); }
+  double vocabulary() const { return matrices_.vocabulary_of_rank() * d_.tp; }
   /// Bytes/s of the link over which GPUs of one deployment talk.
   double link_bandwidth() const { return link_bandwidth_; }
 

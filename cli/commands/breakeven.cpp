@@ -1,6 +1,7 @@
 // breakeven: the context, the batch and the memory bandwidth at which a method overtakes another, and why.
 #include "simulator/breakeven.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <ostream>
 
@@ -50,8 +51,8 @@ int run_breakeven(const Arguments& args, const Streams& io) {
   q.against = Recipe::parse(p.text("against"));
   q.context = p.tokens("context");
   q.batch = static_cast<int>(p.integer("batch"));
-  q.longest = p.tokens("max-context");
-  q.largest = static_cast<int>(p.integer("max-batch"));
+  q.longest = p.given("max-context") ? p.tokens("max-context") : std::max(p.tokens("max-context"), q.context);
+  q.largest = static_cast<int>(p.given("max-batch") ? p.integer("max-batch") : std::max<std::int64_t>(p.integer("max-batch"), q.batch));
   if (p.has("output")) q.output = p.tokens("output");
   const std::string own = q.deployment.recipe.canonical(), other = q.against.canonical();
   if (own == other) throw UsageError(cat("--method and --against are both \"", own, "\", must differ"));

@@ -108,7 +108,7 @@ void print_text(const Streams& io, const Parsed& p, const sweep::RecommendReques
   if (!report.binds.empty() && first != nullptr) say("plain", report.binds, 2);
   if (first != nullptr) {
     std::ostringstream rows;
-    Table table({{"#", Align::right}, {"served/s", Align::right}, {"req/s", Align::right}, {"80% interval", Align::right}, {"workload", Align::right}, {"decode only", Align::right},
+    Table table({{"#", Align::right}, {"served/s", Align::right}, {"req/s", Align::right}, {"80% interval", Align::right}, {"workload", Align::right}, {"decode", Align::right},
                  {"size", Align::right}, {"peak", Align::right}, {"quality"}, {in_engines.empty() ? "research, in no engine today" : "in engines today"}});
     add_rows(table, in_engines);
     if (!in_engines.empty() && !research.empty()) table.heading("research, in no engine today:");

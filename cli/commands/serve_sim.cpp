@@ -35,7 +35,8 @@ const Usage& usage() {
                        workload_options(), deployment_options()}),
       .note = "Either --trace FILE, or --prompt and --output with --rate R (Poisson arrivals) or --concurrency N\n"
               "(N users in a closed loop). --chunk is the tokens of one pass (decodes first, then prompts in\n"
-              "chunks), --dp N runs N replicas. Percentiles are nearest-rank."};
+              "chunks), --dp N runs N replicas. Percentiles are nearest-rank. Limits of --slo, under either\n"
+              "spelling, hold for each request: goodput counts those that keep them."};
   return u;
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/errors.hpp"
+#include "simulator/serving/capacity.hpp"
 
 namespace kvatlas::sim {
 
@@ -46,8 +47,8 @@ ServingCost::ServingCost(Deployment deployment, Tokens mean_prompt, Tokens mean_
     }
 
   const Deployment& d = model_.deployment();
-  const MemoryTerms m = model_.memory(longest_prompt, longest_prompt, most_sequences * d.dp);
-  const double room = model_.available_bytes() - m.weights - m.workspace - m.prefill_extra;
+  const std::int64_t pass = model_.whole_prompt() ? std::max(longest_prompt, d.chunk).value : d.chunk.value;
+  const double room = cache_capacity(model_, {.batched_tokens = pass, .sequences = most_sequences}).cache - model_.memory(longest_prompt, longest_prompt, d.dp).prefill_extra;
   // A block is a page of tokens as they are stored: what a page of generated tokens adds to a sequence of typical length.
   const std::int64_t prompt = std::max<std::int64_t>(mean_prompt.value, 1);
   const std::int64_t far = ceil_div(std::max<std::int64_t>(mean_output.value, 16 * page_), page_);
