@@ -45,10 +45,10 @@ bool matches(std::string_view pattern, std::string_view text) { return pattern =
 
 }  // namespace
 
-const char* name_of(Family family) { return kFamilyNames[static_cast<std::size_t>(family)]; }
+const char* name_of(KernelFamily family) { return kFamilyNames[static_cast<std::size_t>(family)]; }
 std::span<const char* const> gpu_constant_names() { return kGpuNames; }
-std::span<const char* const> profile_constant_names(Family family) {
-  return family == Family::decode ? std::span<const char* const>(kDecodeNames) : family == Family::prefill ? kPrefillNames : kMatrixNames;
+std::span<const char* const> profile_constant_names(KernelFamily family) {
+  return family == KernelFamily::decode ? std::span<const char* const>(kDecodeNames) : family == KernelFamily::prefill ? kPrefillNames : kMatrixNames;
 }
 
 int Calibration::coefficients() const {
@@ -67,7 +67,7 @@ int Calibration::find_gpu(std::string_view slug) const {
   return -1;
 }
 
-int Calibration::measured_profile(Family family, std::string_view framework, std::string_view kernel, std::string_view capability, int bits,
+int Calibration::measured_profile(KernelFamily family, std::string_view framework, std::string_view kernel, std::string_view capability, int bits,
                                   int group) const {
   for (const ProfileUse& u : uses)
     if (u.family == family && matches(u.framework, framework) && matches(u.kernel, kernel) && matches(u.compute_capability, capability) &&
@@ -76,7 +76,7 @@ int Calibration::measured_profile(Family family, std::string_view framework, std
   return -1;
 }
 
-int Calibration::deployed_profile(Family family, std::string_view engine, std::string_view capability, int bits, int group,
+int Calibration::deployed_profile(KernelFamily family, std::string_view engine, std::string_view capability, int bits, int group,
                                   std::string_view kernel) const {
   // The engine's own kernel on this architecture, then what others run there, then the engine's elsewhere, then any.
   for (const auto& [same_engine, same_architecture] : {std::pair{true, true}, {false, true}, {true, false}, {false, false}})
@@ -94,7 +94,8 @@ GpuConstants Calibration::constants_of(const Gpu& gpu) const {
   if (const int own = find_gpu(gpu.slug); own >= 0) return gpus[static_cast<std::size_t>(own)];
   GpuConstants out{.gpu = gpu.slug, .compute_capability = gpu.compute_capability};
   const auto kin = [&](int distance, const GpuConstants& g) {
-    return distance == 0 ? g.compute_capability == gpu.compute_capability
+    // Boards with graphics memory differ more by memory than by architecture.
+    return distance == 0 ? g.compute_capability == gpu.compute_capability && !graphics_memory(gpu.compute_capability)
                          : distance > 1 || graphics_memory(g.compute_capability) == graphics_memory(gpu.compute_capability);
   };
   for (int distance = 0; distance < 3; ++distance) {
@@ -139,7 +140,7 @@ Calibration calibration_from_text(std::string_view text) {
       out.gpus.push_back(std::move(g));
     }
     for (const json& j : root["profiles"]) {
-      Profile p{.name = j.at("name"), .family = word<Family>(kFamilyNames, j.at("family"), "family"),
+      Profile p{.name = j.at("name"), .family = word<KernelFamily>(kFamilyNames, j.at("family"), "family"),
                 .split = word<SplitRule>(kRules, j.value("split", "none"), "split"), .waves = j.value("waves", 1.0), .tile = j.value("tile", 128),
                 .query_tile = j.value("query_tile", 64)};
       const auto names = profile_constant_names(p.family);
@@ -147,12 +148,12 @@ Calibration calibration_from_text(std::string_view text) {
       out.profiles.push_back(std::move(p));
     }
     for (const json& j : root["uses"])
-      out.uses.push_back({.family = word<Family>(kFamilyNames, j.at("family"), "family"), .profile = j.at("profile"), .framework = j.at("framework"),
+      out.uses.push_back({.family = word<KernelFamily>(kFamilyNames, j.at("family"), "family"), .profile = j.at("profile"), .framework = j.at("framework"),
                           .kernel = j.at("kernel"), .compute_capability = j.value("compute_capability", "*"), .bits = j.value("bits", 0),
                           .group_min = j.value("group_min", 1), .group_max = j.value("group_max", 1 << 20), .deploys = j.value("deploys", true)});
     for (const json& j : root["value_rates"]) out.rates.push_back({j.at("compute_capability"), positive(j, "values")});
     for (const json& j : root["intervals"])
-      out.intervals.push_back({word<Family>(kFamilyNames, j.at("family"), "family"), word<Evidence>(kEvidenceNames, j.at("evidence"), "evidence"),
+      out.intervals.push_back({word<KernelFamily>(kFamilyNames, j.at("family"), "family"), word<Evidence>(kEvidenceNames, j.at("evidence"), "evidence"),
                                positive(j, "low"), positive(j, "high"), j.value("rows", std::int64_t{0})});
   } catch (const json::exception& e) {
     throw InvalidArgument(cat("calibration: ", e.what()));
@@ -177,7 +178,7 @@ std::string to_text(const Calibration& c) {
   }
   for (const Profile& p : c.profiles) {
     CalibrationText j{{"name", p.name}, {"family", name_of(p.family)}};
-    if (p.family == Family::decode)
+    if (p.family == KernelFamily::decode)
       j.update(CalibrationText{{"split", kRules[static_cast<std::size_t>(p.split)]}, {"waves", p.waves}, {"tile", p.tile}, {"query_tile", p.query_tile}});
     const auto names = profile_constant_names(p.family);
     for (std::size_t i = 0; i < kProfileConstants; ++i) j[names[i]] = rounded(p.c[i]);

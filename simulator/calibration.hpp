@@ -13,9 +13,9 @@
 
 namespace kvatlas::sim {
 
-enum class Family : std::uint8_t { decode, prefill, matrix };
+enum class KernelFamily : std::uint8_t { decode, prefill, matrix };
 inline constexpr int kFamilies = 3;
-const char* name_of(Family family);
+const char* name_of(KernelFamily family);
 
 inline constexpr int kGpuConstants = 4, kProfileConstants = 6;
 
@@ -32,7 +32,7 @@ enum PrefillConstant : std::uint8_t { prefill_launch, prefill_tensor_share, pref
 enum MatrixConstant : std::uint8_t { matrix_launch, matrix_tensor_share, matrix_sm_share, matrix_wave, matrix_l2_share, matrix_byte_share };
 
 std::span<const char* const> gpu_constant_names();
-std::span<const char* const> profile_constant_names(Family family);
+std::span<const char* const> profile_constant_names(KernelFamily family);
 
 struct GpuConstants {
   std::string gpu;                   // slug
@@ -50,7 +50,7 @@ enum class SplitRule : std::uint8_t {
 
 struct Profile {
   std::string name;
-  Family family = Family::decode;
+  KernelFamily family = KernelFamily::decode;
   SplitRule split = SplitRule::ceil;
   double waves = 2;
   int tile = 128;        // entries of one step of an item
@@ -60,7 +60,7 @@ struct Profile {
 
 /// Which profile a measured kernel has, and which one a deployment runs. "*" matches everything; earlier rows win.
 struct ProfileUse {
-  Family family = Family::decode;
+  KernelFamily family = KernelFamily::decode;
   std::string profile;
   std::string framework;           // up to the version: "vllm"
   std::string kernel;
@@ -77,7 +77,7 @@ struct FittedRate {
 
 /// 80% of left-out measurements lie between low and high times the prediction.
 struct FittedInterval {
-  Family family = Family::decode;
+  KernelFamily family = KernelFamily::decode;
   Evidence evidence = Evidence::fitted;
   double low = 1, high = 1;
   std::int64_t rows = 0;
@@ -95,10 +95,10 @@ struct Calibration {
   int find_profile(std::string_view name) const;                     // -1: none
   int find_gpu(std::string_view slug) const;                         // -1: none
   /// Profile of a measured kernel; -1: none.
-  int measured_profile(Family family, std::string_view framework, std::string_view kernel, std::string_view capability, int bits, int group) const;
+  int measured_profile(KernelFamily family, std::string_view framework, std::string_view kernel, std::string_view capability, int bits, int group) const;
   /// Profile that an engine runs; matrix layers ask by number format ("bf16", "fp8", "int4_wo"), attention by bits and group.
-  int deployed_profile(Family family, std::string_view engine, std::string_view capability, int bits, int group, std::string_view kernel = {}) const;
-  /// Constants of a GPU: its own, or the median of its kin (same compute capability, same memory class, all).
+  int deployed_profile(KernelFamily family, std::string_view engine, std::string_view capability, int bits, int group, std::string_view kernel = {}) const;
+  /// Constants of a GPU: its own, or the median of its kin (HBM: same compute capability; same memory class; all).
   GpuConstants constants_of(const Gpu& gpu) const;
   double rate_of(std::string_view capability, double fallback) const;
 };

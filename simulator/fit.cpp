@@ -26,8 +26,8 @@ constexpr Range kMatrixRanges[kProfileConstants] = {{4e-6, 5e-7, 3e-5, 0.3}, {1,
                                                     {1e-6, 1e-8, 2e-5, 0.3}, {0.1, 0.003, 1.5, 0.3}, {0.95, 0.5, 1.06, 0.3}};
 constexpr Range kRateRange = {14, 4, 60, 0.5};
 
-const Range& profile_range(Family family, std::size_t i) {
-  return family == Family::decode ? kDecodeRanges[i] : family == Family::prefill ? kPrefillRanges[i] : kMatrixRanges[i];
+const Range& profile_range(KernelFamily family, std::size_t i) {
+  return family == KernelFamily::decode ? kDecodeRanges[i] : family == KernelFamily::prefill ? kPrefillRanges[i] : kMatrixRanges[i];
 }
 
 double fallback_rate(const Measurement& row) {
@@ -36,9 +36,9 @@ double fallback_rate(const Measurement& row) {
 
 double seconds_of(const Machine& machine, const GpuConstants& g, const Profile& p, double rate, const Measurement& row) {
   switch (row.family) {
-    case Family::decode: return decode_terms(machine, g, p, std::get<DecodeWork>(row.work), row.l2_fill, rate).seconds();
-    case Family::prefill: return prefill_terms(machine, g, p, std::get<PrefillWork>(row.work)).seconds();
-    case Family::matrix: break;
+    case KernelFamily::decode: return decode_terms(machine, g, p, std::get<DecodeWork>(row.work), row.l2_fill, rate).seconds();
+    case KernelFamily::prefill: return prefill_terms(machine, g, p, std::get<PrefillWork>(row.work)).seconds();
+    case KernelFamily::matrix: break;
   }
   return matrix_terms(machine, g, p, std::get<MatrixWork>(row.work)).seconds();
 }
@@ -54,8 +54,8 @@ struct Tied {
 /// Levenberg-Marquardt over the logarithms of the constants of one family, with a pseudo-Huber loss on the log ratio.
 class Fitter {
  public:
-  Fitter(Calibration& calibration, const std::vector<Measurement>& rows, Family family) : c_(calibration), family_(family) {
-    gpus_free_ = family == Family::decode;
+  Fitter(Calibration& calibration, const std::vector<Measurement>& rows, KernelFamily family) : c_(calibration), family_(family) {
+    gpus_free_ = family == KernelFamily::decode;
     profile_offset_ = gpus_free_ ? kGpuConstants * static_cast<int>(c_.gpus.size()) : 0;
     rate_offset_ = profile_offset_ + kProfileConstants * static_cast<int>(c_.profiles.size());
     size_ = rate_offset_ + static_cast<int>(c_.rates.size());
@@ -63,17 +63,17 @@ class Fitter {
     for (const Measurement& row : rows) {
       if (row.family != family) continue;
       // Short attention calls are many and alike: one in four speaks for them.
-      if (family == Family::decode && row.subset == Subset::overhead && ++turn % 4 != 0) continue;
+      if (family == KernelFamily::decode && row.subset == Subset::overhead && ++turn % 4 != 0) continue;
       const int profile = c_.measured_profile(family, row.framework, row.kernel, row.gpu->compute_capability, row.bits, row.group);
       const int gpu = c_.find_gpu(row.gpu->slug);
       if (profile < 0 || gpu < 0) continue;
       int rate = -1;
-      if (family == Family::decode && row.bits == 8)
+      if (family == KernelFamily::decode && row.bits == 8)
         for (std::size_t i = 0; i < c_.rates.size(); ++i)
           if (c_.rates[i].compute_capability == row.gpu->compute_capability) rate = static_cast<int>(i);
-      rows_.push_back({&row, machine_of(*row.gpu), gpu, profile, rate, fallback_rate(row), family != Family::decode || row.subset == Subset::cold ? 1.0 : 0.35});
+      rows_.push_back({&row, machine_of(*row.gpu), gpu, profile, rate, fallback_rate(row), family != KernelFamily::decode || row.subset == Subset::cold ? 1.0 : 0.35});
     }
-    scale_ = family == Family::decode ? 0.06 : 0.1;
+    scale_ = family == KernelFamily::decode ? 0.06 : 0.1;
   }
 
   void run() {
@@ -156,7 +156,7 @@ class Fitter {
         for (std::size_t i = 0; i < kProfileConstants; ++i)
           c_.profiles[p].c[i] = std::exp(x(profile_offset_ + static_cast<int>(p * kProfileConstants + i)));
     for (std::size_t r = 0; r < c_.rates.size(); ++r)
-      if (family_ == Family::decode) c_.rates[r].values = std::exp(x(rate_offset_ + static_cast<int>(r)));
+      if (family_ == KernelFamily::decode) c_.rates[r].values = std::exp(x(rate_offset_ + static_cast<int>(r)));
   }
   double rate_of(const Tied& t) const { return t.rate >= 0 ? c_.rates[static_cast<std::size_t>(t.rate)].values : t.fallback_rate; }
   double residual(const Tied& t, double rate) const {
@@ -187,7 +187,7 @@ class Fitter {
   }
 
   Calibration& c_;
-  Family family_;
+  KernelFamily family_;
   bool gpus_free_ = true;
   int profile_offset_ = 0, rate_offset_ = 0, size_ = 0;
   double scale_ = 0.06;
@@ -209,7 +209,7 @@ void add_missing(Calibration& c, const std::vector<Measurement>& rows) {
   for (const Measurement& row : rows) {
     const std::string& capability = row.gpu->compute_capability;
     if (c.find_gpu(row.gpu->slug) < 0) c.gpus.push_back(c.constants_of(*row.gpu));
-    if (row.family == Family::decode && row.bits == 8 &&
+    if (row.family == KernelFamily::decode && row.bits == 8 &&
         std::none_of(c.rates.begin(), c.rates.end(), [&](const FittedRate& r) { return r.compute_capability == capability; }))
       c.rates.push_back({capability, kRateRange.start});
     if (c.measured_profile(row.family, row.framework, row.kernel, capability, row.bits, row.group) >= 0) continue;
@@ -224,7 +224,7 @@ void add_missing(Calibration& c, const std::vector<Measurement>& rows) {
 }
 
 void fit_all(Calibration& c, const std::vector<Measurement>& rows) {
-  for (const Family family : {Family::decode, Family::prefill, Family::matrix}) Fitter(c, rows, family).run();
+  for (const KernelFamily family : {KernelFamily::decode, KernelFamily::prefill, KernelFamily::matrix}) Fitter(c, rows, family).run();
 }
 
 }  // namespace
@@ -240,7 +240,7 @@ Prediction predict(const Calibration& calibration, const Measurement& row) {
   if (profile < 0) {
     out.evidence = Evidence::extrapolated;
     profile = calibration.deployed_profile(row.family, row.framework, capability, row.bits, row.group,
-                                           row.family == Family::matrix ? std::string_view(row.kernel) : std::string_view{});
+                                           row.family == KernelFamily::matrix ? std::string_view(row.kernel) : std::string_view{});
   }
   if (calibration.find_gpu(row.gpu->slug) < 0) out.evidence = Evidence::other_gpu;
   const Profile& p = calibration.profiles[static_cast<std::size_t>(profile)];
@@ -250,7 +250,7 @@ Prediction predict(const Calibration& calibration, const Measurement& row) {
   return out;
 }
 
-std::pair<double, double> interval_factors(const Calibration& calibration, Family family, Evidence evidence) {
+std::pair<double, double> interval_factors(const Calibration& calibration, KernelFamily family, Evidence evidence) {
   for (const FittedInterval& i : calibration.intervals)
     if (i.family == family && i.evidence == evidence) return {i.low, i.high};
   return {0.65, 1.5};
@@ -327,10 +327,10 @@ std::vector<FittedInterval> intervals_of(const Calibration& start, const std::ve
   for (const auto& [leave_out, evidence] :
        {std::pair{LeaveOut::shapes, Evidence::fitted}, {LeaveOut::lengths, Evidence::extrapolated}, {LeaveOut::gpu, Evidence::other_gpu}}) {
     const CrossValidation cv = cross_validate(start, rows, leave_out);
-    for (const Family family : {Family::decode, Family::prefill, Family::matrix}) {
+    for (const KernelFamily family : {KernelFamily::decode, KernelFamily::prefill, KernelFamily::matrix}) {
       std::vector<double> ratios;
       for (std::size_t i = 0; i < rows.size(); ++i)
-        if (rows[i].family == family && (family != Family::decode || rows[i].subset == Subset::cold)) ratios.push_back(rows[i].seconds / cv.predicted[i]);
+        if (rows[i].family == family && (family != KernelFamily::decode || rows[i].subset == Subset::cold)) ratios.push_back(rows[i].seconds / cv.predicted[i]);
       if (ratios.size() < 20) continue;
       std::sort(ratios.begin(), ratios.end());
       const auto at = [&](double q) { return ratios[static_cast<std::size_t>(q * static_cast<double>(ratios.size() - 1) + 0.5)]; };

@@ -19,7 +19,7 @@ struct Prediction {
 };
 Prediction predict(const Calibration& calibration, const Measurement& row);
 /// The 80% interval of a prediction as factors.
-std::pair<double, double> interval_factors(const Calibration& calibration, Family family, Evidence evidence);
+std::pair<double, double> interval_factors(const Calibration& calibration, KernelFamily family, Evidence evidence);
 
 /// Absolute percentage errors, as fractions.
 struct ErrorFigures {

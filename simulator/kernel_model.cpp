@@ -40,7 +40,7 @@ KernelModel::KernelModel(const Gpu& gpu, bool graphs, double eager_launch_s, boo
   std::vector<int> kept;  // the few profiles of this engine and GPU
   for (const int bits : {16, 8})
     for (std::size_t group = 0; group < kGroups; ++group) {
-      const int profile = calibration.deployed_profile(Family::decode, engine, gpu.compute_capability, bits, std::max(1, static_cast<int>(group)));
+      const int profile = calibration.deployed_profile(KernelFamily::decode, engine, gpu.compute_capability, bits, std::max(1, static_cast<int>(group)));
       auto at_profile = std::find(kept.begin(), kept.end(), profile);
       if (at_profile == kept.end()) {
         profiles_.push_back(calibration.profiles[static_cast<std::size_t>(profile)]);
@@ -48,7 +48,7 @@ KernelModel::KernelModel(const Gpu& gpu, bool graphs, double eager_launch_s, boo
       }
       decode_[bits == 8 ? 1 : 0][group] = static_cast<std::uint8_t>(at_profile - kept.begin());
     }
-  prefill_ = calibration.profiles[static_cast<std::size_t>(calibration.deployed_profile(Family::prefill, engine, gpu.compute_capability, 16, 1))];
+  prefill_ = calibration.profiles[static_cast<std::size_t>(calibration.deployed_profile(KernelFamily::prefill, engine, gpu.compute_capability, 16, 1))];
 }
 
 const Profile& KernelModel::decode_profile(const KernelCall& call) const {

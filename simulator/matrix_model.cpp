@@ -86,7 +86,7 @@ MatrixModel::MatrixModel(const models::Model& model, const Gpu& gpu, WeightForma
   // One profile a number format, in the order of Product; weight-only products by their width, 4 bits behind the rest.
   for (const char* format : {"bf16", "fp8", "fp8", "nvfp4", "int8_wo", "int4_wo"})
     profiles_.push_back(
-        calibration.profiles[static_cast<std::size_t>(calibration.deployed_profile(Family::matrix, engine, gpu.compute_capability, 0, 1, format))]);
+        calibration.profiles[static_cast<std::size_t>(calibration.deployed_profile(KernelFamily::matrix, engine, gpu.compute_capability, 0, 1, format))]);
   group_ranks_ = ep > 1 ? dp : 1;
 
   const models::WeightBits bits = weight_bits(model, weights);

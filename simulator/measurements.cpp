@@ -92,7 +92,7 @@ void read_decode(const Row& row, Measurement& m) {
                                                    .tokens = tokens, .k_format = format, .v_format = format}
                               .call(1);
   const DecodeWork work = decode_work(call);
-  m.family = Family::decode;
+  m.family = KernelFamily::decode;
   m.bits = format.bits;
   m.group = h.query / h.kv;
   m.batch = static_cast<double>(batch);
@@ -113,7 +113,7 @@ void read_prefill(const Row& row, Measurement& m) {
   const KernelCall call = kernels::PrefillAttention{.sequences = batch, .kv_heads = h.kv, .q_per_kv = h.query / h.kv, .k_dim = h.dim, .v_dim = h.dim,
                                                     .chunk = Tokens(tokens)}
                               .call(1);
-  m.family = Family::prefill;
+  m.family = KernelFamily::prefill;
   // Products in fp8 (q_dtype) and a cache in fp8 (kv_dtype) are different kernels.
   m.bits = row.has("q_dtype") && row.text("q_dtype") == "fp8" ? 4 : row.text("kv_dtype") == "fp8" ? 8 : 16;
   m.group = h.query / h.kv;
@@ -142,7 +142,7 @@ void read_matrix(const Row& row, Measurement& m) {
   const double bf16 = *m.gpu->bf16_flops.value;
   if (name == "fp8") w.speedup = m.gpu->fp8_flops.or_else(bf16) / bf16;
   if (name == "nvfp4") w.speedup = m.gpu->fp4_flops.or_else(bf16) / bf16;
-  m.family = Family::matrix;
+  m.family = KernelFamily::matrix;
   m.kernel = name;
   m.bits = 0;
   m.length = w.m;
@@ -156,8 +156,8 @@ void read_matrix(const Row& row, Measurement& m) {
   m.work = w;
 }
 
-Family family_of(const Row& row) {
-  return row.has("gemm_dtype") ? Family::matrix : row.has("seq_len") ? Family::prefill : Family::decode;
+KernelFamily family_of(const Row& row) {
+  return row.has("gemm_dtype") ? KernelFamily::matrix : row.has("seq_len") ? KernelFamily::prefill : KernelFamily::decode;
 }
 
 }  // namespace
@@ -177,9 +177,9 @@ std::vector<Measurement> read_measurements(std::istream& csv, const std::string&
       row.emplace(line, name);
       row->need({"gpu", "measured_ms"});
       switch (family_of(*row)) {
-        case Family::decode: row->need({"heads", "kv_heads", "head_dim", "window", "batch", "context", "kv_dtype"}); break;
-        case Family::prefill: row->need({"heads", "kv_heads", "head_dim", "batch", "seq_len", "kv_dtype"}); break;
-        case Family::matrix: row->need({"gemm_dtype", "m", "n", "k"}); break;
+        case KernelFamily::decode: row->need({"heads", "kv_heads", "head_dim", "window", "batch", "context", "kv_dtype"}); break;
+        case KernelFamily::prefill: row->need({"heads", "kv_heads", "head_dim", "batch", "seq_len", "kv_dtype"}); break;
+        case KernelFamily::matrix: row->need({"gemm_dtype", "m", "n", "k"}); break;
       }
       continue;
     }
@@ -191,9 +191,9 @@ std::vector<Measurement> read_measurements(std::istream& csv, const std::string&
     if (row->has("kernel")) m.kernel = row->text("kernel");
     m.seconds = row->positive("measured_ms") * 1e-3;
     switch (family_of(*row)) {
-      case Family::decode: read_decode(*row, m); break;
-      case Family::prefill: read_prefill(*row, m); break;
-      case Family::matrix: read_matrix(*row, m); break;
+      case KernelFamily::decode: read_decode(*row, m); break;
+      case KernelFamily::prefill: read_prefill(*row, m); break;
+      case KernelFamily::matrix: read_matrix(*row, m); break;
     }
     out.push_back(std::move(m));
   }

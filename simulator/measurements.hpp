@@ -14,7 +14,7 @@ enum class Subset : std::uint8_t { cold, overhead, warm };
 const char* name_of(Subset subset);
 
 struct Measurement {
-  Family family = Family::decode;
+  KernelFamily family = KernelFamily::decode;
   std::string gpu_text;              // as the file writes it
   const Gpu* gpu = nullptr;
   std::string framework, kernel;     // framework without its version

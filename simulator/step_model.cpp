@@ -182,7 +182,7 @@ std::pair<double, double> StepModel::widths(Evidence evidence) {
     std::array<std::pair<double, double>, 4> out;
     for (std::size_t i = 0; i < out.size(); ++i) {
       const Evidence e = static_cast<Evidence>(i) == Evidence::uncalibrated_format ? Evidence::extrapolated : static_cast<Evidence>(i);
-      const auto attention = interval_factors(shipped_calibration(), Family::decode, e), matrices = interval_factors(shipped_calibration(), Family::matrix, e);
+      const auto attention = interval_factors(shipped_calibration(), KernelFamily::decode, e), matrices = interval_factors(shipped_calibration(), KernelFamily::matrix, e);
       out[i] = {std::min(attention.first, matrices.first), std::max(attention.second, matrices.second)};
     }
     return out;

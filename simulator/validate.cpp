@@ -16,11 +16,11 @@ struct Judged {
   double error() const { return std::fabs(predicted / row->seconds - 1); }
 };
 
-const char* kind_of(Family family) {
-  return family == Family::decode ? "decode_attention" : family == Family::prefill ? "prefill_attention" : "gemm";
+const char* kind_of(KernelFamily family) {
+  return family == KernelFamily::decode ? "decode_attention" : family == KernelFamily::prefill ? "prefill_attention" : "gemm";
 }
 std::string dtype_of(const Measurement& m) {
-  if (m.family == Family::matrix) return m.kernel;
+  if (m.family == KernelFamily::matrix) return m.kernel;
   return m.bits == 16 ? "bf16" : m.bits == 8 ? "fp8" : "fp8 products";
 }
 

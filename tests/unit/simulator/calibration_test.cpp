@@ -1,5 +1,6 @@
 #include "simulator/calibration.hpp"
 
+#include <algorithm>
 #include <set>
 
 #include "core/errors.hpp"
@@ -40,15 +41,15 @@ TEST_CASE("a GPU without constants of its own takes the median of its kin", "[un
 TEST_CASE("kernels are found by name; engines run what they have, else the nearest", "[unit]") {
   const Calibration& c = shipped_calibration();
   const auto named = [&](int i) { return i < 0 ? "none" : c.profiles[static_cast<std::size_t>(i)].name; };
-  CHECK(named(c.measured_profile(Family::decode, "trtllm", "torch_flow", "8.9", 8, 1)) == "trtllm_mha_fp8");
-  CHECK(named(c.measured_profile(Family::decode, "trtllm", "torch_flow", "9.0", 16, 4)) == "trtllm_xqa_sm90");
-  CHECK(named(c.measured_profile(Family::decode, "trtllm", "torch_flow", "10.0", 16, 64)) == "trtllm_wide");
-  CHECK(named(c.measured_profile(Family::decode, "own", "own", "9.0", 16, 4)) == "none");
-  CHECK(named(c.deployed_profile(Family::decode, "trtllm", "10.0", 16, 64)) == "trtllm_gen_trtllm");
-  CHECK(named(c.deployed_profile(Family::decode, "sglang", "8.9", 16, 1)) == "flashinfer_cuda_core");
-  CHECK(named(c.deployed_profile(Family::decode, "vllm", "8.6", 16, 8)) == "fa2");
-  CHECK(named(c.deployed_profile(Family::matrix, "vllm", "9.0", 0, 1, "fp8")) == "gemm_sm90_fp8");
-  CHECK(named(c.deployed_profile(Family::matrix, "vllm", "9.0", 0, 1, "int4_wo")) == "gemm_sm80_int4_wo");
+  CHECK(named(c.measured_profile(KernelFamily::decode, "trtllm", "torch_flow", "8.9", 8, 1)) == "trtllm_mha_fp8");
+  CHECK(named(c.measured_profile(KernelFamily::decode, "trtllm", "torch_flow", "9.0", 16, 4)) == "trtllm_xqa_sm90");
+  CHECK(named(c.measured_profile(KernelFamily::decode, "trtllm", "torch_flow", "10.0", 16, 64)) == "trtllm_wide");
+  CHECK(named(c.measured_profile(KernelFamily::decode, "own", "own", "9.0", 16, 4)) == "none");
+  CHECK(named(c.deployed_profile(KernelFamily::decode, "trtllm", "10.0", 16, 64)) == "trtllm_gen_trtllm");
+  CHECK(named(c.deployed_profile(KernelFamily::decode, "sglang", "8.9", 16, 1)) == "flashinfer_cuda_core");
+  CHECK(named(c.deployed_profile(KernelFamily::decode, "vllm", "8.6", 16, 8)) == "fa2");
+  CHECK(named(c.deployed_profile(KernelFamily::matrix, "vllm", "9.0", 0, 1, "fp8")) == "gemm_sm90_fp8");
+  CHECK(named(c.deployed_profile(KernelFamily::matrix, "vllm", "9.0", 0, 1, "int4_wo")) == "gemm_sm80_int4_wo");
 }
 
 TEST_CASE("a broken calibration is refused by its field", "[unit]") {

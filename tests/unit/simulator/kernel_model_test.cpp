@@ -28,7 +28,7 @@ kernels::DecodeAttention llama_layer(int sequences, std::int64_t tokens) {
 TEST_CASE("a decode-attention call is launch, split and the smooth maximum of its terms, worked by hand", "[unit]") {
   // 16 sequences of 4,096 tokens, 8 kv heads of 128, 4 query heads each, bf16. The cache is 268,435,456 B, the queries 131,072 B.
   // Two items an SM: floor(2 x 100 / 128 heads) = 1, so no cut: 128 items on 100 SMs, the busiest runs 2.
-  const Profile profile{.name = "toy", .family = Family::decode, .split = SplitRule::floor, .waves = 2, .tile = 64, .query_tile = 64,
+  const Profile profile{.name = "toy", .family = KernelFamily::decode, .split = SplitRule::floor, .waves = 2, .tile = 64, .query_tile = 64,
                         .c = {10e-6, 2e-6, 1.5, 0.5, 1.0, 3e-6}};
   const GpuConstants g{.gpu = "toy", .compute_capability = "9.0", .c = {0.8, 4, 0.5, 1.0}};
   const Machine m{.sms = 100, .clock = 1e9, .bandwidth = 1e12, .l2_bytes = 50e6, .tensor = 1e15, .achieved = 0.8e15, .vector = 1e14};
