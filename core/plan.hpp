@@ -54,6 +54,9 @@ struct KernelCall {
   std::int64_t items = 0;         // independent work items of a launch (sequence x kv head x span)
   double even_items = 0;          // the same if all were as long as the longest one: the last of a row may be shorter
   std::int64_t sequences = 0;     // sequences of the batch
+  std::int64_t heads = 0;         // attention: caches read on their own (sequence x kv head); 0 = not attention
+  int group = 1;                  // attention: query rows that share one of them
+  std::int64_t length = 0;        // attention: entries of the longest of them
   int queries = 1;                // query rows per head and sequence (speculation verifies several)
   double launches = 0;            // launches per step; below 1 for an event that happens every few steps
 

@@ -13,30 +13,17 @@ using enum Origin;
 using enum ConstantGroup;
 
 // "cold rows": published decode-attention timings whose cache is more than twice the L2 and context at least 1,024.
-constexpr const char* kCold = "rough fit to published decode-attention timings, cold rows";
-constexpr const char* kGemm = "published timings of matrix products (aiconfigurator tables)";
+constexpr const char* kRoughFit = "rough fit to published decode-attention timings, cold rows";
 constexpr const char* kComm = "published all-reduce timings (aiconfigurator tables)";
-constexpr const char* kResidual = "about the 80% band of the residuals of cold rows, widened for whole steps";
 
 constexpr std::array<Constant, kConstantCount> kConstants{{
     {C::dram_latency_s, "dram_latency", 0.7e-6, "s", gpu_default, measured, "pointer chase 0.35 to 0.39 us (RRZE gpu-benches), about twice that under load"},
-    {C::attention_share, "attention_share", 0.86, "of peak", gpu_default, assumed, "middle of the measured GPUs, for one without a figure"},
-    {C::gemv_share, "gemv_share", 0.82, "of peak", gpu_default, assumed, "middle of the measured GPUs, for one without a figure"},
     {C::tensor_share, "tensor_share", 0.75, "of peak", gpu_default, assumed, "middle of the measured GPUs, for one without a figure"},
     {C::launch_graph_s, "launch_graph", 1.3e-6, "s", gpu_default, measured, "RRZE gpu-benches, dependent tiny kernels in a graph"},
     {C::launch_stream_s, "launch_stream", 2.5e-6, "s", gpu_default, measured, "RRZE gpu-benches, dependent tiny kernels on a stream"},
-    {C::attention_floor_s, "attention_floor", 9e-6, "s", gpu_default, assumed, "middle of the measured GPUs, for one without a figure"},
-    {C::l2_over_hbm, "l2_over_hbm", 2.5, "ratio", gpu_default, assumed, "L2 bandwidth over memory bandwidth where not measured"},
-    {C::l2_usable_share, "l2_usable_share", 0.7, "of L2", gpu_default, measured, "published decode-attention timings: below this the cache stays in L2"},
 
-    {C::item_bytes_in_flight, "item_bytes_in_flight", 32768, "bytes", attention, measured, kCold},
-    {C::item_start_s, "item_start", 0.5e-6, "s", attention, measured, "cold rows; small contexts at large batch show 1.3 to 5 us, which other items hide"},
-    {C::attention_tail, "attention_tail", 0.07, "waves", attention, measured, kCold},
-    {C::attention_tensor_share, "attention_tensor_share", 0.46, "of peak", attention, measured, kCold},
-    {C::attention_vector_share, "attention_vector_share", 0.088, "of peak", attention, measured, kCold},
-
-    {C::prefill_tensor_share, "prefill_tensor_share", 0.58, "of peak", prefill, measured, "published prefill-attention timings, head_dim 128, median over GPUs 0.49 to 0.61"},
-    {C::prefill_vector_share, "prefill_vector_share", 0.35, "of peak", prefill, assumed, "exponentials overlap with products in current kernels"},
+    {C::item_bytes_in_flight, "item_bytes_in_flight", 32768, "bytes", attention, measured, kRoughFit},
+    {C::attention_vector_share, "attention_vector_share", 0.088, "of peak", attention, measured, kRoughFit},
 
     {C::kernel_tensor_share, "kernel_tensor_share", 0.5, "of peak", other_kernel, assumed, "no measurements of these kernels"},
     {C::kernel_vector_share, "kernel_vector_share", 0.35, "of peak", other_kernel, assumed, "no measurements of these kernels"},
@@ -44,12 +31,6 @@ constexpr std::array<Constant, kConstantCount> kConstants{{
     {C::top_k_floor_s, "top_k_floor", 5e-6, "s", other_kernel, published, "Quest: 5 to 10 us below 128K tokens"},
     {C::serial_vector_share, "serial_vector_share", 0.05, "of peak", other_kernel, assumed, "factorizations and entropy coders are chains of dependent steps"},
 
-    {C::matrix_floor_s, "matrix_floor", 4.5e-6, "s", matrix, measured, kGemm},
-    {C::matrix_floor_quantized_s, "matrix_floor_quantized", 8e-6, "s", matrix, measured, "the same: extra launch that quantizes activations"},
-    {C::matrix_floor_weight_only_s, "matrix_floor_weight_only", 3e-6, "s", matrix, measured, "the same: weight-only kernels on A100"},
-    {C::matrix_low_precision_share, "matrix_low_precision_share", 0.84, "of bf16's share", matrix, measured, "the same: fp8 against bf16, 0.80 to 0.88"},
-    {C::matrix_tile_rows, "matrix_tile_rows", 128, "rows", matrix, published, "tile of common library kernels"},
-    {C::matrix_tail_waves, "matrix_tail_waves", 0.25, "waves", matrix, assumed, "half a wave lost, half of it recovered by split-k"},
     {C::elementwise_kernels, "elementwise_kernels", 4, "per layer", matrix, assumed, "two norms, rotary embedding, activation, with fused residuals"},
     {C::elementwise_passes, "elementwise_passes", 10, "hidden rows per token", matrix, assumed, "reads and writes of those kernels"},
 
@@ -65,12 +46,6 @@ constexpr std::array<Constant, kConstantCount> kConstants{{
     {C::draft_acceptance, "draft_acceptance", 0.8, "probability", host, assumed, "acceptance of one drafted token where nothing was measured"},
     {C::draft_work, "draft_work", 0.2, "of a step's matrices", host, assumed, "a draft of one layer, seven levels deep, beside 32 layers"},
 
-    {C::width_fitted_low, "width_fitted_low", 0.85, "factor", interval, assumed, kResidual},
-    {C::width_fitted_high, "width_fitted_high", 1.2, "factor", interval, assumed, kResidual},
-    {C::width_extrapolated_low, "width_extrapolated_low", 0.75, "factor", interval, assumed, "wider than fitted: no timing at this length, kernel or rank count"},
-    {C::width_extrapolated_high, "width_extrapolated_high", 1.35, "factor", interval, assumed, "wider than fitted: no timing at this length, kernel or rank count"},
-    {C::width_other_low, "width_other_low", 0.65, "factor", interval, assumed, "no timing of this GPU"},
-    {C::width_other_high, "width_other_high", 1.5, "factor", interval, assumed, "no timing of this GPU"},
     {C::ragged_skew, "ragged_skew", 1.37, "factor", interval, measured, "skewed batches on RTX 4090, 99th percentile"},
 
     {C::idle_power_share, "idle_power_share", 0.35, "of board power", power, assumed, "the rest grows with the busiest unit"},

@@ -17,16 +17,10 @@ enum class ConstantGroup : std::uint8_t { gpu_default, attention, prefill, other
 const char* name_of(ConstantGroup group);
 
 enum class C : std::uint8_t {
-  dram_latency_s, attention_share, gemv_share, tensor_share, launch_graph_s, launch_stream_s, attention_floor_s, l2_over_hbm, l2_usable_share,
-  item_bytes_in_flight, item_start_s, attention_tail, attention_tensor_share, attention_vector_share,
-  prefill_tensor_share, prefill_vector_share,
-  kernel_tensor_share, kernel_vector_share, kernel_latencies, top_k_floor_s, serial_vector_share,
-  matrix_floor_s, matrix_floor_quantized_s, matrix_floor_weight_only_s, matrix_low_precision_share, matrix_tile_rows, matrix_tail_waves,
-  elementwise_kernels, elementwise_passes,
-  nvlink_share, pcie_share, pcie_many_share, collective_base_s, collective_rank_s, copy_submit_s, host_link_share,
-  partial_prefix_credit, draft_acceptance, draft_work,
-  width_fitted_low, width_fitted_high, width_extrapolated_low, width_extrapolated_high, width_other_low, width_other_high, ragged_skew,
-  idle_power_share
+  dram_latency_s, tensor_share, launch_graph_s, launch_stream_s, item_bytes_in_flight, attention_vector_share, kernel_tensor_share,
+  kernel_vector_share, kernel_latencies, top_k_floor_s, serial_vector_share, elementwise_kernels, elementwise_passes, nvlink_share,
+  pcie_share, pcie_many_share, collective_base_s, collective_rank_s, copy_submit_s, host_link_share, partial_prefix_credit, draft_acceptance,
+  draft_work, ragged_skew, idle_power_share
 };
 inline constexpr int kConstantCount = static_cast<int>(C::idle_power_share) + 1;
 

@@ -37,11 +37,18 @@ std::string kernel_formula(const KernelModel& model, const KernelCall& call) {
   const KernelTime time = model.time(call);
   if (call.kernel == KernelId::transfer)
     return cat(name_of(call.kernel), " = ", call.launches, " x (floor ", us(t.floor_s), " + max(copies, bytes over link) ", us(t.link_s), ")");
-  return cat(name_of(call.kernel), " = ", call.launches, " x (floor ", us(t.floor_s), " + smooth maximum of bytes ",
-             call.traffic.read_bytes + call.traffic.write_bytes, " B / ", fmt::format("{:.1f} GB/s", model.bandwidth() / 1e9), " = ", us(t.byte_s),
-             ", one item ", us(t.item_s), ", item starts ", us(t.start_s), ", values ", us(t.value_s),
+  const std::string bytes = cat("bytes ", call.traffic.read_bytes + call.traffic.write_bytes, " B / ", fmt::format("{:.1f} GB/s", model.bandwidth() / 1e9),
+                                " = ", us(t.byte_s));
+  if (t.added)
+    return cat(name_of(call.kernel), " = ", call.launches, " x (launch ", us(t.floor_s), " + tensor ", us(t.tensor_s), " + exponentials ", us(t.vector_s),
+               " + longest tile ", us(t.item_s), " + ", bytes, " + item starts ", us(t.start_s), ") = ", us(time.ideal_s * call.launches), ", profile ",
+               model.prefill_profile().name, ", bound by ", name_of(time.bound));
+  const bool attention = call.kernel == KernelId::decode_attention || call.kernel == KernelId::shared_attention;
+  return cat(name_of(call.kernel), " = ", call.launches, " x (floor ", us(t.floor_s), t.split_s > 0 ? cat(" + split ", us(t.split_s)) : std::string{},
+             " + smooth maximum of ", bytes, ", busiest SM ", us(t.item_s), ", item starts ", us(t.start_s), ", values ", us(t.value_s),
              t.released_value_s > t.value_s ? cat(" (released class ", us(t.released_value_s), ")") : std::string{}, ", tensor ", us(t.tensor_s),
-             ", vector ", us(t.vector_s), " + tail ", us(t.tail_s), ") = ", us(time.ideal_s * call.launches), ", bound by ", name_of(time.bound));
+             ", vector ", us(t.vector_s), ") = ", us(time.ideal_s * call.launches),
+             attention ? cat(", profile ", model.decode_profile(call).name) : std::string{}, ", bound by ", name_of(time.bound));
 }
 
 StepExplained Evaluator::explain_step(Tokens context, int batch) const { return explain_step(context, context, batch); }
@@ -62,7 +69,7 @@ StepExplained Evaluator::explain_step(Tokens prompt, Tokens context, int batch) 
   e.formulas.push_back(cat("peak = weights ", gib(m.weights), " + workspace ", gib(m.workspace), " + cache ", gib(m.cache), " + uncompressed prompt ",
                            gib(m.prefill_extra), " = ", gib(m.total()), " of ", gib(s.available_bytes()), " on one GPU"));
   const auto [low, high] = StepModel::widths(e.figures.evidence);
-  e.formulas.push_back(cat("interval (provisional, 80%, ", name_of(e.figures.evidence), ") = ideal ", us(t.ideal_s), " x ", low, " to released ",
+  e.formulas.push_back(cat("interval (80%, ", name_of(e.figures.evidence), ") = ideal ", us(t.ideal_s), " x ", low, " to released ",
                            us(t.released_s), " x ", high, " = ", us(e.figures.low_s), " to ", us(e.figures.high_s)));
   if (s.emitted() != 1.0) e.formulas.push_back(cat("a round emits ", s.emitted(), " tokens at an assumed acceptance; figures are for one token"));
   return e;

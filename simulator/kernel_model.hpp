@@ -1,10 +1,13 @@
-// Time of one kernel call on one GPU in closed form: floor, items, bytes, values, tensor and vector work, tail.
+// Time of one kernel call on one GPU in closed form: launch, items, bytes, values, tensor and vector work.
 #pragma once
 
 #include <array>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "core/plan.hpp"
+#include "simulator/closed_form.hpp"
 #include "simulator/evaluator.hpp"
 #include "simulator/gpu.hpp"
 
@@ -20,7 +23,8 @@ struct KernelTime {
 
 /// The terms of one launch before they are joined, for explanations.
 struct KernelTerms {
-  double floor_s = 0, item_s = 0, start_s = 0, byte_s = 0, value_s = 0, released_value_s = 0, tensor_s = 0, vector_s = 0, link_s = 0, tail_s = 0;
+  double floor_s = 0, item_s = 0, start_s = 0, byte_s = 0, value_s = 0, released_value_s = 0, tensor_s = 0, vector_s = 0, link_s = 0, split_s = 0;
+  bool added = false;  // the terms are added (prompt attention); else joined by a smooth maximum
 };
 
 /// (a^4 + b^4 + ...)^(1/4): a maximum without a kink, from + * / and square roots alone.
@@ -36,18 +40,25 @@ class SmoothMax {
   double sum_ = 0;
 };
 
-/// A GPU reduced to the rates that kernels ask for; made once for a deployment.
+/// A GPU and an engine's kernels reduced to the rates that calls ask for; made once for a deployment.
 class KernelModel {
  public:
   /// `graphs`: launches are replayed from a graph; else each costs a stream launch or the engine's own, whichever is longer.
-  KernelModel(const Gpu& gpu, bool graphs, double eager_launch_s, bool warm_cache);
+  /// `engine` picks the attention kernels: what it runs on this GPU, or the nearest that was measured.
+  KernelModel(const Gpu& gpu, bool graphs, double eager_launch_s, bool warm_cache, std::string_view engine = "vllm",
+              const Calibration& calibration = shipped_calibration());
 
   KernelTerms terms(const KernelCall& call) const;
   KernelTime time(const KernelCall& call) const;
 
   double launch_s() const { return launch_; }
-  double bandwidth() const { return bandwidth_; }  // what streaming kernels reach, bytes/s
-  double sms() const { return sms_; }
+  double bandwidth() const { return constants_.c[bandwidth_share] * machine_.bandwidth; }  // what streaming kernels reach, bytes/s
+  double sms() const { return machine_.sms; }
+  const Machine& machine() const { return machine_; }
+  const GpuConstants& constants() const { return constants_; }
+  /// The profile that serves a decode-attention call.
+  const Profile& decode_profile(const KernelCall& call) const;
+  const Profile& prefill_profile() const { return prefill_; }
 
  private:
   struct Shares {
@@ -55,13 +66,24 @@ class KernelModel {
     double floor;
     bool splittable;        // work of one item may spread over SMs: rows are independent
   };
-  double sms_, clock_, bandwidth_, l2_bandwidth_ = 0, l2_limit_ = 0, launch_, host_link_;
-  std::array<Shares, kKernelCount> shares_;
   struct Rates {
     double ideal, released;
     bool calibrated;
   };
-  std::array<std::array<Rates, 17>, 5> rates_;  // by code kind and bits
+  static constexpr std::size_t kGroups = 65;  // query heads a kv head that are told apart
+
+  KernelTerms decode_call(const KernelCall& call) const;
+  KernelTerms prefill_call(const KernelCall& call) const;
+
+  Machine machine_;
+  GpuConstants constants_;
+  double launch_, extra_launch_, host_link_, floor_ = 0;  // floor_: a what-if floor of attention; 0 = the profile's
+  bool warm_;
+  std::array<Shares, kKernelCount> shares_;
+  std::array<std::array<Rates, 17>, 5> rates_;            // by code kind and bits
+  std::vector<Profile> profiles_;
+  std::array<std::array<std::uint8_t, kGroups>, 2> decode_;  // profile of 16-bit and 8-bit caches by group
+  Profile prefill_;
 };
 
 /// The time of a call as a sentence with its numbers put in.

@@ -76,16 +76,17 @@ models::WeightBits weight_bits(const models::Model& model, WeightFormat format) 
   return bits;
 }
 
-MatrixModel::MatrixModel(const models::Model& model, const Gpu& gpu, WeightFormat weights, int tp, int ep, int dp, double launch_s)
-    : launch_(launch_s) {
-  const double share = gpu.gemm_bf16_flops.known() ? *gpu.gemm_bf16_flops.value / *gpu.bf16_flops.value : constant(C::tensor_share);
-  const double low = share * constant(C::matrix_low_precision_share);
-  bandwidth_ = *gpu.hbm_bandwidth.value * gpu.gemv_fraction.or_else(constant(C::gemv_share));
-  tensor_ = *gpu.bf16_flops.value * share;
-  fp8_ = gpu.fp8_flops.or_else(*gpu.bf16_flops.value) * low;
-  int8_ = gpu.int8_ops.or_else(*gpu.bf16_flops.value) * low;
-  fp4_ = gpu.fp4_flops.or_else(*gpu.bf16_flops.value) * low;
-  sms_ = *gpu.sm_count.value;
+MatrixModel::MatrixModel(const models::Model& model, const Gpu& gpu, WeightFormat weights, int tp, int ep, int dp, double launch_s,
+                         std::string_view engine, const Calibration& calibration)
+    : machine_(machine_of(gpu)), constants_(calibration.constants_of(gpu)), launch_(launch_s) {
+  extra_launch_ = std::max(0.0, launch_s - gpu.launch_graph_s.or_else(constant(C::launch_graph_s)));  // profiles were timed from graphs
+  const double bf16 = *gpu.bf16_flops.value;
+  for (const auto& [product, peak] : {std::pair{Product::fp8, gpu.fp8_flops}, {Product::int8, gpu.int8_ops}, {Product::fp4, gpu.fp4_flops}})
+    speedup_[static_cast<std::size_t>(product)] = peak.or_else(bf16) / bf16;
+  // One profile a number format, in the order of Product; weight-only products by their width, 4 bits behind the rest.
+  for (const char* format : {"bf16", "fp8", "fp8", "nvfp4", "int8_wo", "int4_wo"})
+    profiles_.push_back(
+        calibration.profiles[static_cast<std::size_t>(calibration.deployed_profile(KernelFamily::matrix, engine, gpu.compute_capability, 0, 1, format))]);
   group_ranks_ = ep > 1 ? dp : 1;
 
   const models::WeightBits bits = weight_bits(model, weights);
@@ -128,7 +129,8 @@ void MatrixModel::add(const MatMul& m, double launches, const models::Model& mod
       op->n += width;
       return;
     }
-  MatrixOp op{.name = std::string(name), .n = width, .k = k, .launches = launches, .bits = bits[m.role], .product = product, .last_only = head};
+  MatrixOp op{.name = std::string(name), .n = width, .k = k, .launches = launches, .bits = bits[m.role], .product = product,
+              .profile = static_cast<std::uint8_t>(product == Product::weight_only && bits[m.role] < 8 ? 5 : static_cast<int>(product)), .last_only = head};
   if (expert) {
     op.experts = stored;
     op.active = m.active;
@@ -139,41 +141,22 @@ void MatrixModel::add(const MatMul& m, double launches, const models::Model& mod
 }
 
 MatrixTime MatrixModel::time(const MatrixOp& op, double tokens) const {
-  // Tile rows grow with the batch: 16, 32, 64, then whole tiles.
-  const auto tile_rows = [](double rows) {
-    const double whole = constant(C::matrix_tile_rows);
-    for (double small = 16; small < whole; small *= 2)
-      if (rows <= small) return small;
-    return whole * static_cast<double>(static_cast<std::int64_t>((rows + whole - 1) / whole));
-  };
-  double matrices = 1, rows = tile_rows(tokens), met_rows = tokens;
+  MatrixWork w{.groups = 1, .m = tokens, .n = op.n, .k = op.k, .weight_bytes = op.bits / 8,
+               .activation_bytes = op.product == Product::bf16 || op.product == Product::weight_only ? 2.0 : op.product == Product::fp4 ? 0.5 : 1.0,
+               .speedup = speedup_[static_cast<std::size_t>(op.product)]};
   if (op.experts > 0) {
     tokens *= group_ranks_;
-    matrices = op.experts * (1.0 - power(op.miss, tokens));
-    met_rows = tokens * op.active;
-    rows = std::max(met_rows, 16.0 * matrices);  // each expert that is met pads its rows to the smallest tile
+    w.groups = std::max(1e-9, op.experts * (1.0 - power(op.miss, tokens)));
+    w.m = tokens * op.active / w.groups;  // rows that an expert meets, spread evenly
   }
+  const MatrixTerms terms = matrix_terms(machine_, constants_, profiles_[op.profile], w);
   MatrixTime t;
-  const double activation = op.product == Product::bf16 || op.product == Product::weight_only ? 2.0 : 1.0;
-  t.bytes = matrices * op.n * op.k * op.bits / 8 + met_rows * (op.k * activation + op.n * 2.0);
-  t.flops = 2.0 * met_rows * op.n * op.k;
-  double rate = tensor_, floor = constant(C::matrix_floor_s);
-  switch (op.product) {
-    case Product::bf16: break;
-    case Product::fp8: rate = fp8_, floor += constant(C::matrix_floor_quantized_s); break;
-    case Product::int8: rate = int8_, floor += constant(C::matrix_floor_quantized_s); break;
-    case Product::fp4: rate = fp4_, floor += constant(C::matrix_floor_quantized_s); break;
-    case Product::weight_only: floor += constant(C::matrix_floor_weight_only_s); break;
-  }
-  const double whole = constant(C::matrix_tile_rows);
-  const double tile_flops = 2.0 * std::min(rows, whole) * whole * op.k;
-  const double tensor_s = (2.0 * rows * op.n * op.k + constant(C::matrix_tail_waves) * sms_ * tile_flops) / rate;
-  const double byte_s = t.bytes / bandwidth_;
-  SmoothMax body;
-  body.add(byte_s);
-  body.add(tensor_s);
-  t.seconds = std::max(floor, launch_) + body.value();
-  t.bound = std::max(floor, launch_) > std::max(byte_s, tensor_s) ? Bound::latency : byte_s >= tensor_s ? Bound::memory : Bound::tensor;
+  t.bytes = w.groups * (op.n * op.k * w.weight_bytes + w.m * (op.k * w.activation_bytes + op.n * 2.0));
+  t.flops = 2.0 * w.groups * w.m * op.n * op.k;
+  const double overhead = std::max(terms.launch + extra_launch_, launch_) + terms.waves;
+  t.seconds = overhead + terms.body();
+  const double largest = std::max({terms.bytes, terms.tensor, terms.tile});
+  t.bound = overhead > largest ? Bound::latency : terms.tensor == largest || terms.bytes < 0.5 * largest ? Bound::tensor : Bound::memory;
   return t;
 }
 

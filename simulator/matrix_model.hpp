@@ -1,10 +1,13 @@
 // The matrix layers of a model on one rank: which products a step runs, by weight format, and how long each takes.
 #pragma once
 
+#include <array>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "models/model.hpp"
+#include "simulator/closed_form.hpp"
 #include "simulator/engine.hpp"
 #include "simulator/evaluator.hpp"
 #include "simulator/gpu.hpp"
@@ -24,6 +27,7 @@ struct MatrixOp {
   double miss = 0;            // share of experts that one token does not meet
   double bits = 16;           // stored bits of one weight
   Product product = Product::bf16;
+  std::uint8_t profile = 0;   // of the model's profiles
   bool last_only = false;     // lm_head: only the last token of each sequence
 };
 
@@ -35,7 +39,8 @@ struct MatrixTime {
 
 class MatrixModel {
  public:
-  MatrixModel(const models::Model& model, const Gpu& gpu, WeightFormat weights, int tp, int ep, int dp, double launch_s);
+  MatrixModel(const models::Model& model, const Gpu& gpu, WeightFormat weights, int tp, int ep, int dp, double launch_s,
+              std::string_view engine = "vllm", const Calibration& calibration = shipped_calibration());
 
   std::span<const MatrixOp> ops() const { return ops_; }
   /// `tokens` rows enter the layer on this rank (for experts: tokens of the whole expert group, spread evenly).
@@ -54,7 +59,11 @@ class MatrixModel {
            WeightFormat weights, int tp, int ep);
 
   std::vector<MatrixOp> ops_;
-  double bandwidth_, tensor_, fp8_, int8_, fp4_, sms_, launch_;
+  Machine machine_;
+  GpuConstants constants_;
+  std::vector<Profile> profiles_;
+  std::array<double, 5> speedup_{1, 1, 1, 1, 1};  // peak of each product over bf16's
+  double launch_, extra_launch_;
   double weight_bytes_ = 0, widest_ = 0, vocabulary_ = 0, expert_layers_ = 0, group_ranks_ = 1;
 };
 

@@ -4,6 +4,7 @@
 
 #include "core/errors.hpp"
 #include "simulator/constants.hpp"
+#include "simulator/fit.hpp"
 
 namespace kvatlas::sim {
 
@@ -98,8 +99,8 @@ StepModel::StepModel(Deployment deployment)
     : d_(std::move(deployment)),
       engine_(&engine_of(d_)),
       recipe_(bind(d_)),
-      kernels_(d_.gpu, graphs(d_), engine_->eager_launch.value, d_.warm_cache),
-      matrices_(*d_.model, d_.gpu, d_.weights, d_.tp, d_.ep, d_.dp, kernels_.launch_s()) {
+      kernels_(d_.gpu, graphs(d_), engine_->eager_launch.value, d_.warm_cache, engine_->slug),
+      matrices_(*d_.model, d_.gpu, d_.weights, d_.tp, d_.ep, d_.dp, kernels_.launch_s(), engine_->slug) {
   const int n = models::layers(*d_.model);
   layers_ = n;
   hidden_ = static_cast<double>(d_.model->hidden);
@@ -107,7 +108,7 @@ StepModel::StepModel(Deployment deployment)
   const bool nvlink = d_.gpu.nvlink_bandwidth.or_else(0) > 0;
   link_bandwidth_ = nvlink ? *d_.gpu.nvlink_bandwidth.value * constant(C::nvlink_share)
                            : *d_.gpu.pcie_bandwidth.value * constant(d_.tp > 2 ? C::pcie_many_share : C::pcie_share);
-  measured_gpu_ = d_.gpu.attention_fraction.source.starts_with("measured");
+  measured_gpu_ = shipped_calibration().find_gpu(d_.gpu.slug) >= 0;
   for (const FigureField& f : figure_fields())
     if ((d_.gpu.*f.member).source.starts_with("what-if")) measured_gpu_ = false;
   for (const LayerClass& c : d_.model->cache.classes) plain_kernels_ = plain_kernels_ && c.kind == RowKind::kv;
@@ -176,13 +177,17 @@ Evidence StepModel::evidence(Tokens context, const Totals& totals) const {
 }
 
 std::pair<double, double> StepModel::widths(Evidence evidence) {
-  switch (evidence) {
-    case Evidence::fitted: return {constant(C::width_fitted_low), constant(C::width_fitted_high)};
-    case Evidence::extrapolated:
-    case Evidence::uncalibrated_format: return {constant(C::width_extrapolated_low), constant(C::width_extrapolated_high)};
-    case Evidence::other_gpu: break;
-  }
-  return {constant(C::width_other_low), constant(C::width_other_high)};
+  // A step is attention and matrix layers: the wider of their left-out residuals holds for both together.
+  static const auto kWidths = [] {
+    std::array<std::pair<double, double>, 4> out;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      const Evidence e = static_cast<Evidence>(i) == Evidence::uncalibrated_format ? Evidence::extrapolated : static_cast<Evidence>(i);
+      const auto attention = interval_factors(shipped_calibration(), KernelFamily::decode, e), matrices = interval_factors(shipped_calibration(), KernelFamily::matrix, e);
+      out[i] = {std::min(attention.first, matrices.first), std::max(attention.second, matrices.second)};
+    }
+    return out;
+  }();
+  return kWidths[static_cast<std::size_t>(evidence)];
 }
 
 Interval StepModel::interval(Tokens context, const Totals& totals) const {

@@ -43,6 +43,8 @@ int run_simulate(const Arguments& args, const Streams& io);
 int run_sweep(const Arguments& args, const Streams& io);
 int run_merge(const Arguments& args, const Streams& io);
 int run_diff(const Arguments& args, const Streams& io);
+int run_validate(const Arguments& args, const Streams& io);
+int run_calibrate(const Arguments& args, const Streams& io);
 int run_pareto(const Arguments& args, const Streams& io);
 int run_recommend(const Arguments& args, const Streams& io);
 int run_compress(const Arguments& args, const Streams& io);

@@ -53,7 +53,7 @@ struct DecodeAttention {
     if (rotate_keys) e.vector(3.0 * static_cast<double>(heads * tokens.value) * k_dim);
     e.convert(heads * k_coded * k_dim, k_format);
     if (!latent) e.convert(heads * v_coded * v_dim, v_format);
-    e.work(heads * spans, sequences).queries(queries);
+    e.work(heads * spans, sequences).queries(queries).attends(heads, q_per_kv * queries, tokens.value);
     if (tokens.value > span_length(tokens.value)) e.uneven(heads, tokens.value, span_length(tokens.value));
     return e.call_;
   }
@@ -118,7 +118,7 @@ struct PrefillAttention {
       e.write(heads * q_per_kv, chunk.value * v_dim * bytes_of(dtype));
     }
     const double p = pairs() * static_cast<double>(heads * q_per_kv);
-    e.tensor(2.0 * p * (k_dim + v_dim)).vector(5.0 * p).work(heads * tiles, sequences);
+    e.tensor(2.0 * p * (k_dim + v_dim)).vector(5.0 * p).work(heads * tiles, sequences).attends(heads, q_per_kv, chunk.value);
     return e.call_;
   }
 };
@@ -148,6 +148,7 @@ struct SharedAttention {
     e.write(rows * spans, (std::int64_t{v_dim} + 2) * 4);
     const double pairs = static_cast<double>(rows) * static_cast<double>(tokens.value);
     e.tensor(2.0 * pairs * (k_dim + v_dim)).vector(5.0 * pairs).work(groups * kv_heads * spans * tiles, groups);
+    e.attends(groups * kv_heads, static_cast<int>(rows / (groups * kv_heads)), tokens.value);
     if (spans > 1 && tokens.value > span_length(tokens.value)) e.uneven(groups * kv_heads, tokens.value, span_length(tokens.value));
     return e.call_;
   }

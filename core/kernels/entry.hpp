@@ -92,6 +92,13 @@ class Entry {
     call_.sequences = sequences;
     return *this;
   }
+  /// `heads` caches of `length` entries, `group` query rows each: what a kernel needs to choose its own split.
+  Entry& attends(std::int64_t heads, int group, std::int64_t length) {
+    call_.heads = heads;
+    call_.group = group;
+    call_.length = length;
+    return *this;
+  }
   Entry& queries(int rows) { return call_.queries = rows, *this; }
   /// Rows of `tokens` tokens in spans of `span`: the last span of a row is shorter than the others.
   Entry& uneven(std::int64_t rows, std::int64_t tokens, std::int64_t span) {

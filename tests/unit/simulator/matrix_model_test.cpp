@@ -37,10 +37,14 @@ TEST_CASE("one token reads every weight once at the achieved bandwidth; many tok
   const MatrixModel m = matrices("llama-3.1-8b");
   const MatrixTime one = m.time(find(m, "gate_up_proj"), 1);
   CHECK(one.bound == Bound::memory);
-  CHECK(one.seconds == Approx(4.5e-6 + (28672.0 * 4096 * 2 + 2 * (4096 + 28672)) / (0.88 * 3350e9)).epsilon(0.01));
+  // Published timings of such sizes lie between 0.76 and 0.94 of the peak, behind a launch of 2 to 5 us.
+  const double bytes = 28672.0 * 4096 * 2 + 2 * (4096 + 28672);
+  CHECK(one.bytes == bytes);
+  CHECK(one.seconds > bytes / (0.94 * 3350e9) + 2e-6);
+  CHECK(one.seconds < bytes / (0.76 * 3350e9) + 5e-6);
   const MatrixTime many = m.time(find(m, "gate_up_proj"), 8192);
   CHECK(many.bound == Bound::tensor);
-  CHECK(many.seconds == Approx(2.0 * 8192 * 28672 * 4096 / 765e12).epsilon(0.03));
+  CHECK(many.seconds == Approx(2.0 * 8192 * 28672 * 4096 / 765e12).epsilon(0.1));
   CHECK(m.time(find(m, "o_proj"), 129).flops == 2.0 * 129 * 4096 * 4096);
 }
 

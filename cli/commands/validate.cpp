@@ -1,0 +1,63 @@
+// validate: predictions beside measured kernel timings; nothing is fitted to what is reported.
+#include <fstream>
+#include <ostream>
+#include <sstream>
+
+#include "cli/commands/command.hpp"
+#include "cli/commands/support/options.hpp"
+#include "cli/commands/support/record.hpp"
+#include "simulator/validate.hpp"
+
+namespace kvatlas::cli {
+
+namespace {
+
+const Usage& usage() {
+  static const Usage u{.command = "validate", .positional = "FILES...", .least = 0, .most = 64,
+                       .example = "kvatlas validate --measurements measurements/",
+                       .options = {Option::list("measurements", "PATH", "a CSV file, or a folder with decode_attention.csv, prefill_attention.csv, gemm.csv"),
+                                   Option::text("calibration", "FILE", "constants that calibrate wrote; without it the shipped ones"),
+                                   Option::flag("ablation", "also fit throwaway constants to every GPU and kernel alone, for comparison")},
+                       .note = "Without a file the shipped sample of published timings is used. cold: data above twice the L2 and context at least 1,024; "
+                               "overhead: shorter, or below 50 us; warm: the rest, which no step uses. roofline: bytes or flops over the peak. "
+                               "width: of the 80% interval, over the prediction. noise: how far the error of a row differs from that of its nearest neighbour."};
+  return u;
+}
+
+}  // namespace
+
+int run_validate(const Arguments& args, const Streams& io) {
+  const auto parsed = parse(usage(), args, io);
+  if (!parsed) return kDone;
+  std::vector<std::string> paths = parsed->positional(), skipped;
+  for (const std::string& p : parsed->list("measurements")) paths.push_back(p);
+  sim::Calibration own;
+  if (parsed->has("calibration")) {
+    std::ifstream file(parsed->text("calibration"));
+    if (!file) throw IoError(cat(parsed->text("calibration"), ": cannot be read"));
+    std::stringstream text;
+    text << file.rdbuf();
+    own = sim::calibration_from_text(text.str());
+  }
+  const sim::Calibration& calibration = parsed->has("calibration") ? own : sim::shipped_calibration();
+  const sim::ValidationReport report = sim::validate(calibration, sim::load_measurements(paths, skipped), parsed->has("ablation"));
+  for (const std::string& file : skipped) io.err << "not compared: " << file << "\n";
+  if (!parsed->json()) {
+    io.out << sim::to_text(report);
+    return kDone;
+  }
+  Json rows = Json::array();
+  for (const sim::ValidationRow& r : report.rows)
+    rows.push_back({{"kind", r.kind}, {"gpu", r.gpu}, {"profile", r.profile}, {"kv_dtype", r.kv_dtype}, {"subset", r.subset}, {"rows", r.ours.rows},
+                    {"median_ape", r.ours.median}, {"mean_ape", r.ours.mean}, {"p90_ape", r.ours.p90}, {"bias", r.bias}, {"coverage_80", r.coverage},
+                    {"interval_width", r.interval_width}, {"roofline_mean_ape", r.roofline.mean}, {"scaled_mean_ape", r.scaled.mean},
+                    {"noise_ape", r.noise}, {"free_fit_mean_ape", r.free_fit ? Json(*r.free_fit) : Json()}});
+  Json worst = Json::array();
+  for (const sim::WorstShape& w : report.worst)
+    worst.push_back({{"gpu", w.gpu}, {"profile", w.profile}, {"shape", w.text}, {"predicted_ms", w.predicted_s * 1e3}, {"measured_ms", w.measured_s * 1e3}});
+  print(io, Json{{"rows", rows}, {"worst", worst}, {"parameters", report.parameters}, {"parameters_of_one_prediction", report.parameters_of_one},
+                 {"provenance", "measured"}});
+  return kDone;
+}
+
+}  // namespace kvatlas::cli

@@ -1,0 +1,66 @@
+// The closed forms of the three kernel families as pure functions: machine, constants and work in, seconds of each term out.
+#pragma once
+
+#include "core/plan.hpp"
+#include "simulator/calibration.hpp"
+
+namespace kvatlas::sim {
+
+/// A GPU's datasheet as the closed forms read it.
+struct Machine {
+  double sms = 1, clock = 1, bandwidth = 1, l2_bytes = 0;
+  double tensor = 1;   // bf16, 32-bit accumulation, flop/s
+  double achieved = 1; // what large matrix products reach of it, flop/s
+  double vector = 1;   // fp32 flop/s
+};
+Machine machine_of(const Gpu& gpu);
+
+/// Attention of one layer, one query token a sequence (or several).
+struct DecodeWork {
+  double heads = 1, group = 1, length = 1;    // caches, query rows that share one, entries of each
+  double bytes = 0;                           // distinct bytes read, partial results apart
+  double values = 0;                          // stored values to convert
+  double row_values = 0;                      // output values of one query row
+  double tensor_flops = 0, vector_flops = 0;
+};
+DecodeWork decode_work(const KernelCall& call);
+
+struct DecodeTerms {
+  double launch = 0, split = 0;               // added
+  double bytes = 0, items = 0, starts = 0, values = 0, tensor = 0, vector = 0;  // joined by a smooth maximum
+  double load = 0;                            // items of the busiest SM
+  double item_entries = 0;                    // entries of one item
+  double seconds() const;
+};
+/// `l2_fill`: the data over L2 when a repeated call may find it there, huge when it is cold. `rate`: values an SM converts in one clock.
+DecodeTerms decode_terms(const Machine& m, const GpuConstants& g, const Profile& p, const DecodeWork& w, double l2_fill, double rate);
+inline constexpr double kCold = 1e30;
+
+struct PrefillWork {
+  double heads = 1, queries = 1;              // query heads of all sequences, new tokens of each
+  double pairs = 0;                           // query-key pairs of one head that count
+  double flops_per_pair = 0, bytes = 0;
+};
+PrefillWork prefill_work(const KernelCall& call);
+
+struct PrefillTerms {
+  double launch = 0, tensor = 0, exponentials = 0, tile = 0, bytes = 0, items = 0;  // all added
+  double seconds() const { return launch + tensor + exponentials + tile + bytes + items; }
+};
+PrefillTerms prefill_terms(const Machine& m, const GpuConstants& g, const Profile& p, const PrefillWork& w);
+
+/// `groups` equal products of m x k activations with n x k weights.
+struct MatrixWork {
+  double groups = 1, m = 1, n = 1, k = 1;
+  double weight_bytes = 2, activation_bytes = 2;  // of one value
+  double speedup = 1;                         // peak of the number format over bf16's
+};
+struct MatrixTerms {
+  double launch = 0, waves = 0;               // added
+  double bytes = 0, tensor = 0, tile = 0;     // joined by a smooth maximum
+  double body() const;
+  double seconds() const { return launch + waves + body(); }
+};
+MatrixTerms matrix_terms(const Machine& m, const GpuConstants& g, const Profile& p, const MatrixWork& w);
+
+}  // namespace kvatlas::sim

@@ -1,0 +1,43 @@
+// Published kernel timings as work: one row of a CSV file in the documented columns becomes the input of a closed form.
+#pragma once
+
+#include <istream>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "simulator/closed_form.hpp"
+
+namespace kvatlas::sim {
+
+enum class Subset : std::uint8_t { cold, overhead, warm };
+const char* name_of(Subset subset);
+
+struct Measurement {
+  KernelFamily family = KernelFamily::decode;
+  std::string gpu_text;              // as the file writes it
+  const Gpu* gpu = nullptr;
+  std::string framework, kernel;     // framework without its version
+  std::string shape;                 // what a fold that leaves out shapes leaves out together
+  double length = 0;                 // context, seq_len or m: what a fold over lengths leaves out
+  int bits = 16;                     // of a stored value
+  int group = 1;
+  double batch = 1;
+  double l2_fill = kCold;            // data over L2; a repeated call may find it there
+  double seconds = 0;
+  double bytes = 0;                  // that a roofline counts
+  double flops = 0;                  // bf16 flop of the same work, for a roofline
+  double speedup = 1;                // peak of the number format over bf16's
+  Subset subset = Subset::cold;
+  std::variant<DecodeWork, PrefillWork, MatrixWork> work;
+  std::string text;                  // the shape for people
+};
+
+/// Reads one file. The kind is told by its columns: gemm_dtype (matrix products), seq_len (prompt attention), else decode attention.
+/// Lines that start with # are comments. throws InvalidArgument naming line and field
+std::vector<Measurement> read_measurements(std::istream& csv, const std::string& name);
+
+/// Files, or every *.csv of a folder with columns of a known kind (others are named in `skipped`); nothing given: the shipped samples.
+std::vector<Measurement> load_measurements(const std::vector<std::string>& paths, std::vector<std::string>& skipped);
+
+}  // namespace kvatlas::sim
