@@ -97,6 +97,38 @@ SELECTION = {
         "case04_kvpress_knormdup_S80_cr0.5_alpha0.2": (),
         "case06_orig_S120_w16_C48_avgpool5_floor0.2_gqa1_pyr1": ("adaptive_scores",),
     },
+    "observed_attention": {
+        "case01_kvpress_S90_cr0.5": ("kept",),
+        "case03_kvpress_S40_cr0.9bf16": ("kept",),
+    },
+    "qfilter": {
+        "case01_kvpress_S131_cr0.75_layer0": ("kept",),
+        "case02_kvpress_S200_cr0.6_layer2": ("kept",),
+    },
+    "block": {
+        "case02_kvpress_keydiff_S60_cr0.5_block128": ("kept",),
+        "case03_kvpress_keydiff_S64_cr0.5_block1": ("kept",),
+    },
+    "chunk": {
+        "case01_kvpress_keydiff_S131_cr0.75_chunk50": ("chunk_scores",),
+        "case02_kvpress_knorm_S77_cr0.3_chunk16": ("chunk_scores",),
+    },
+    "decoding": {
+        "case01_kvpress_ratio_1_400_target100": ("ratio",),
+        "case03_kvpress_knorm_S50_target40_every8": (),
+        "case04_kvpress_knorm_S30_target20_every5": (),
+    },
+    "non_causal_attn": {
+        "case03_kvpress_S70_cr0.3_chunk256": ("kept", "colsum", "inv_freq"),
+    },
+    "kvcrush": {
+        "alternating_b20_p16": (),
+        "zeros_b18_p32": (),
+        "ones_b30_p8": (),
+        "random_b20_p16": (),
+        "ties_scores": (),
+        "all_equal_b": (),
+    },
     "quest": {
         "case01_eval_S100_page16_budget48_H4_2": (),
         "case03_eval_S96_page16_budget48_H2_2": (),
@@ -189,6 +221,7 @@ INPUTS = {
     "transmla": ("x", "calibration", "w_q", "w_k", "w_v", "w_o"),
     "llamacpp_kv": ("x",),
     "qserve_kv4": ("k", "v"),
+    "kvcrush": ("scores", "evicted_blocks"),
     "gguf": ("x",),
 }
 

@@ -9,6 +9,7 @@
 #include "core/errors.hpp"
 #include "reference/compose/recipe.hpp"
 #include "reference/registry.hpp"
+#include "tests/support/trained_parts.hpp"
 
 namespace kvatlas::test {
 
@@ -148,7 +149,10 @@ std::vector<std::uint32_t> run_decode(KvCache& cache, const Scenario& s, std::in
   return bits;
 }
 
-std::unique_ptr<KvCache> open_cache(const Scenario& s) { return s.method->open(s.row, s.shape, {}); }
+std::unique_ptr<KvCache> open_cache(const Scenario& s) {
+  const TensorMap trained = trained_parts(*s.method, s.shape);
+  return s.method->open(s.row, s.shape, {.trained = trained.empty() ? nullptr : &trained});
+}
 
 std::vector<const Method*> cached_methods() {
   std::vector<const Method*> out;

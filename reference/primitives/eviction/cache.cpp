@@ -78,7 +78,8 @@ void Cache::after_prompt(Layer& l) {
   Beside& b = beside_[l.ordinal];
   const std::int64_t rows = l.rows.count(0), quota = rule_.quota(b.place, rows);
   const Array queries = b.queries.read();
-  evict(l, queries.view(), rule_.trigger == Trigger::overflow && quota < rows ? quota - rule_.room.value : quota);
+  if (!rule_.spares_prompt)
+    evict(l, queries.view(), rule_.trigger == Trigger::overflow && quota < rows ? quota - rule_.room.value : quota);
   b.queries.clear();
   if (!rule_.keeps_words()) l.rows.drop_words();
 }

@@ -37,6 +37,7 @@ std::int64_t ceiling(const Rule& rule, const Place& place) {
 
 /// Rows after the event at the end of the prompt.
 std::int64_t after_prompt(const Rule& rule, const Place& place, std::int64_t prompt) {
+  if (rule.spares_prompt) return prompt;
   const std::int64_t kept = rule.quota(place, prompt);
   return rule.trigger == Trigger::overflow && kept < prompt ? kept - rule.room.value : kept;
 }
@@ -72,7 +73,9 @@ std::int64_t most_rows(const Rule& rule, const Place& place, const History& h) {
   const std::int64_t start = after_prompt(rule, place, h.prompt.value), most = ceiling(rule, place);
   if (rule.trigger == Trigger::overflow) return std::min(start + h.generated.value, most);
   const std::int64_t before = std::max<std::int64_t>(0, std::min(h.generated.value, (h.generated.value / rule.interval.value) * rule.interval.value - 1));
-  return std::max(now, rows_after(rule, place, h.prompt.value, before));
+  // A prompt above the quota is only cut by the first event: then the rows before it are the most.
+  const std::int64_t first = std::min(h.generated.value, rule.interval.value - 1);
+  return std::max({now, rows_after(rule, place, h.prompt.value, before), rows_after(rule, place, h.prompt.value, first)});
 }
 
 std::optional<std::string> why_not(const Rule& rule, const CacheShape& shape) {

@@ -98,6 +98,7 @@ struct Rule {
   Trigger trigger = Trigger::prompt_end;
   Tokens interval{1};
   Tokens room{0};
+  bool spares_prompt = false;   // no event at the end of the prompt
   Granularity granularity = Granularity::kv_head;
 
   std::vector<Word> words{};  // state per slot; of a prompt_end rule it goes when the prompt ends
