@@ -13,6 +13,7 @@
 #include "core/errors.hpp"
 #include "core/formats/dtype.hpp"
 #include "core/kernels/attention.hpp"
+#include "core/kernels/store.hpp"
 #include "reference/method.hpp"
 #include "reference/primitives/residual_store.hpp"
 #include "reference/primitives/rotation.hpp"
