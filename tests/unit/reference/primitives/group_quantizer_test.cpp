@@ -135,3 +135,99 @@ TEST_CASE("loading refuses bytes that are not whole blocks", "[unit]") {
   REQUIRE_THROWS_AS(rows.load(std::span(bytes).first(8), std::span(bytes).first(2), std::span(bytes).first(4), 1), InvalidArgument);
   REQUIRE(rows.rows() == 8);
 }
+
+TEST_CASE("symmetric codes: scale from the largest magnitude, two's complement, stored scale or exact one", "[unit]") {
+  GroupQuantizer q{.bits = 4, .group_size = 4, .work = Dtype::f32, .meta = MetaType::e4m3, .scheme = QuantScheme::absmax};
+  std::vector<std::uint8_t> codes(4);
+  auto m = q.encode(std::vector<float>{7.4375F, 1, -3.5F, 0.5F}, codes);
+  REQUIRE(m.scale == 1.0F);
+  REQUIRE(ints(codes) == std::vector<int>{7, 1, 12, 0});
+  REQUIRE(q.decode(12, m) == -4.0F);
+  q.exact_scale = true;
+  q.rounding = QuantRounding::truncate;
+  m = q.encode(std::vector<float>{7.4375F, 1, -3.5F, 0.5F}, codes);
+  REQUIRE(ints(codes) == std::vector<int>{7, 0, 13, 0});
+  m = q.encode(std::vector<float>(4, 0x1p-12F), codes);  // a seventh of it is below E4M3's smallest step
+  REQUIRE(m.scale == 0.0F);
+  REQUIRE(q.decode(codes[0], m) == 0.0F);
+}
+
+TEST_CASE("a float zero point keeps its fraction, an integer one is rounded; half a step rounds up where the rule says so", "[unit]") {
+  std::vector<std::uint8_t> codes(4);
+  GroupQuantizer q{.bits = 4, .group_size = 4, .work = Dtype::f32, .meta = MetaType::f32, .scheme = QuantScheme::float_zero};
+  auto m = q.encode(std::vector<float>{-1, 2.75F, 0, 0.5F}, codes);  // scale 0.25, zero 4
+  REQUIRE(m.zero == 4.0F);
+  REQUIRE(ints(codes) == std::vector<int>{0, 15, 4, 6});
+  REQUIRE(q.decode(6, m) == 0.5F);
+  q.scheme = QuantScheme::integer_zero;
+  m = q.encode(std::vector<float>{-1.1F, 2.65F, 0, 0.5F}, codes);
+  REQUIRE(m.zero == 4.0F);
+  REQUIRE(q.decode(4, m) == 0.0F);
+  q.scheme = QuantScheme::minmax;
+  q.rounding = QuantRounding::half_up;
+  m = q.encode(std::vector<float>{0, 15, 2.5F, 3.5F}, codes);
+  REQUIRE(ints(codes) == std::vector<int>{0, 15, 3, 4});
+}
+
+TEST_CASE("a codebook takes the first of two nearest entries", "[unit]") {
+  const GroupQuantizer q{.bits = 2, .group_size = 4, .work = Dtype::f32, .meta = MetaType::f32, .scheme = QuantScheme::codebook, .codebook = {-1, -0.25F, 0.25F, 1}};
+  std::vector<std::uint8_t> codes(4);
+  const auto m = q.encode(std::vector<float>{-2, 2, 0, 1.5F}, codes);
+  REQUIRE(ints(codes) == std::vector<int>{0, 3, 1, 3});
+  REQUIRE(q.decode(1, m) == -0.5F);
+  REQUIRE(nearest_entry(q.codebook, 0.625F) == 2);
+}
+
+TEST_CASE("no group of finite values decodes to NaN or infinity: constants, zeros, subnormals, extremes, every scheme and storage", "[unit]") {
+  const std::vector<std::vector<float>> groups{{0, 0, 0, 0}, {-0.0F, 0, 0, -0.0F}, {3.25F, 3.25F, 3.25F, 3.25F}, {1e-45F, 0, -1e-45F, 1e-39F},
+                                               {3.4e38F, -3.4e38F, 0, 1}, {1e38F, 1e38F, 1e38F, 1e38F}, {65504, -65504, 0, 1}, {-7e-8F, 7e-8F, 0, 0}, {500, 501, 502, 503}};
+  for (const QuantScheme scheme : {QuantScheme::minmax, QuantScheme::integer_zero, QuantScheme::float_zero, QuantScheme::absmax, QuantScheme::codebook})
+    for (const MetaType meta : {MetaType::f32, MetaType::bf16, MetaType::f16, MetaType::e4m3})
+      for (const Dtype work : {Dtype::f32, Dtype::bf16, Dtype::f16})
+        for (const auto& group : groups) {
+          if (meta == MetaType::e4m3 && scheme != QuantScheme::absmax) continue;
+          const GroupQuantizer q{.bits = 2, .group_size = 4, .work = work, .meta = meta, .scheme = scheme, .codebook = {-1, -0.25F, 0.25F, 1}};
+          std::vector<std::uint8_t> codes(4, 9);
+          const auto m = q.encode(group, codes);
+          CAPTURE(static_cast<int>(scheme), static_cast<int>(meta), static_cast<int>(work), group[0], m.scale, m.zero);
+          for (const std::uint8_t c : codes) {
+            CHECK(c < 4);
+            CHECK(num::is_finite(q.decode(c, m)));
+          }
+        }
+}
+
+TEST_CASE("planar groups: byte j holds codes j, j + n/2, ...; a group ends on a whole byte", "[unit]") {
+  const GroupQuantizer q{.bits = 2, .group_size = 8, .work = Dtype::f32, .meta = MetaType::f32, .order = CodeOrder::planar};
+  GroupRows rows(q, 8);
+  const std::vector<float> x{0, 1, 2, 3, 0, 1, 2, 3};
+  rows.append({x.data(), {1, 8}});
+  REQUIRE(ints(rows.codes()) == std::vector<int>{0x88, 0xDD});
+  Array back({1, 8});
+  rows.read(0, back.view());
+  REQUIRE(back.values() == x);
+  GroupRows three({.bits = 3, .group_size = 4}, 4);
+  three.append({x.data(), {1, 4}});
+  REQUIRE(three.codes().size() == 2);  // 12 bits
+}
+
+TEST_CASE("rows leave at the front and at the end; scales that no group can have are refused on load", "[unit]") {
+  const GroupQuantizer q{.bits = 4, .group_size = 2, .work = Dtype::f32, .meta = MetaType::f32};
+  GroupRows rows(q, 4);
+  test::Random random(3);
+  Array x({5, 4});
+  for (float& f : x.values()) f = random.normal();
+  rows.append(x.view());
+  Array before({5, 4}), after({3, 4});
+  rows.read(0, before.view());
+  rows.drop_front(1);
+  rows.truncate(3);
+  rows.read(0, after.view());
+  for (std::int64_t i = 0; i < 3; ++i)
+    for (std::int64_t c = 0; c < 4; ++c) REQUIRE(after.view()(i, c) == before.view()(i + 1, c));
+  std::vector<std::byte> scales(rows.scales().begin(), rows.scales().end());
+  const float bad = -2.0F;
+  num::store(Dtype::f32, std::span(&bad, 1), std::span(scales).subspan(4, 4));
+  GroupRows other(q, 4);
+  REQUIRE_THROWS_WITH(other.load(rows.codes(), scales, rows.zeros(), 3), "scale 1 of head 3 is -2, must be finite and not negative");
+}
