@@ -187,8 +187,6 @@ void RecordStore::load(const std::string& prefix, std::span<const NamedBuffer> s
       throw InvalidArgument(cat("buffer ", b.name, " has ", b.bytes.size(), " bytes, must have ", p.bytes));
     state.insert(state.end(), b.bytes.begin(), b.bytes.end());
   }
-  if (codec_.state_fault && count > 0)
-    if (const auto fault = codec_.state_fault(state)) throw InvalidArgument(cat(prefix, "state: ", *fault));
   const auto fresh = [&](const char* component) { return plain_store(static_cast<int>(heads_.size()), dim_, side_, dtype_, component, Scope::sequence); };
   auto sinks = sinks_ ? fresh("sinks") : nullptr, waiting = waiting_ ? fresh("residual") : nullptr;
   if (sinks) {
@@ -200,11 +198,14 @@ void RecordStore::load(const std::string& prefix, std::span<const NamedBuffer> s
                                 " where rows are coded"));
   }
   if (waiting) waiting->load(prefix, saved);
+  const bool started = !codec_.start || count > 0 || (waiting && waiting->size().value > 0) || (sinks && sinks->size().value > 0);
+  if (codec_.state_fault && started)
+    if (const auto fault = codec_.state_fault(state)) throw InvalidArgument(cat(prefix, "state: ", *fault));
   heads_ = std::move(loaded);
   state_ = std::move(state);
   sinks_ = std::move(sinks);
   waiting_ = std::move(waiting);
-  started_ = !codec_.start || size().value > 0;
+  started_ = started;
 }
 
 Ledger record_ledger(const CacheShape& shape, const History& h, const RecordLayoutOf& layout) {

@@ -191,6 +191,27 @@ SELECTION = {
         "fp4_types_d128": ("iq4_nl_d", "mxfp4_e", "nvfp4_d", "iq4_nl_decode", "mxfp4_decode", "nvfp4_decode"),
         "ties_fp4_b": ("iq4_nl_d", "mxfp4_e", "nvfp4_d", "iq4_nl_decode", "mxfp4_decode", "nvfp4_decode"),
     },
+    "qjl": {
+        "ties_integer": (),
+        "d64_m256_g16": ("final_outlier_channels", "final_key_bits", "final_outlier_bits", "final_key_norm", "final_outlier_norm",
+                         "final_residual", "lengths"),
+    },
+    "polarquant_pairs": {
+        "ties_integer_grid": ("q", "v", "angle", "radius", "packed", "quantized_scores", "quantized_scores_step", "decode_output", "k_residual"),
+        "g32_bits_3_3": ("q", "v", "angle", "radius", "packed", "quantized_scores", "quantized_scores_step", "decode_output", "k_residual"),
+        "degenerate_pairs_b": ("q", "v", "angle", "radius", "packed", "quantized_scores", "quantized_scores_step", "decode_output", "k_residual"),
+    },
+    "vidkv": {
+        "q1_g32": ("packed", "min", "released_decode"),
+        "ties_158": ("packed", "min"),
+        "degenerate_1": ("packed", "min"),
+        "cache_15_158": ("v", "prefill_easy_bits", "prefill_v_codes", "prefill_v_scale", "step1_k_returned", "step1_v_returned", "prefill_hard_codes",
+                         "prefill_hard_scale", "prefill_hard_min", "prefill_easy_scale", "lengths"),
+    },
+    "commvq": {
+        "ties_repeated": (),
+        "values_1bit_c64": ("packed", "logits"),
+    },
     "gguf": {"quantize": (), "decode": ()},  # SOURCE made by gguf_blocks.py
     "qserve_kv4": {
         "d64_b": ("v", "v_codes_fma", "v_codes_plain", "v_scale", "v_zero", "k_codes_plain"),
@@ -205,6 +226,15 @@ BOUNDS = {
     ("kivi", "decode_weights"): {"of_max": 4e-3},
     ("kivi", "out_fma"): {"fp16_units": 2},    # exact with fma in the kernel's own lane order
     ("kivi", "out_nofma"): {"fp16_units": 2},
+    ("qjl", "scores"): {"of_max": 1e-4},
+    ("polarquant_pairs", "angle"): {"rtol": 3e-7},
+    ("polarquant_pairs", "radius"): {"rtol": 3e-7},
+    ("polarquant_pairs", "quantized_scores"): {"of_max": 1e-4},
+    ("polarquant_pairs", "angle_scale"): {"rtol": 2e-6},
+    ("polarquant_pairs", "angle_min"): {"rtol": 3e-7},
+    ("polarquant_pairs", "radius_scale"): {"rtol": 2e-6},
+    ("polarquant_pairs", "radius_min"): {"rtol": 3e-7},
+    ("vidkv", "scale"): {"fp16_units": 1},
     ("xkv", "k_out"): {"of_max_singular_value": 2e-5},
     ("xkv", "v_out"): {"of_max_singular_value": 2e-5},
     ("xkv", "singular_values"): {"of_max": 1e-5},
@@ -223,6 +253,10 @@ INPUTS = {
     "qserve_kv4": ("k", "v"),
     "kvcrush": ("scores", "evicted_blocks"),
     "gguf": ("x",),
+    "qjl": ("k", "q", "projection"),
+    "polarquant_pairs": ("q", "k", "v"),
+    "vidkv": ("x", "k", "v"),
+    "commvq": ("k", "theta", "v", "channel_scale", "ln_weight", "ln_bias", "w1", "b1", "w2", "b2", "embedding"),
 }
 
 SLUG_BYTES = 262_144
