@@ -184,3 +184,24 @@ TEST_CASE("signatures of pages and their representatives are those of OpenVINO",
     check_exact(g, "kept_distance", kept);
   }
 }
+
+TEST_CASE("tokens leave below the threshold once they are out of the window, as in kvpress' dms", "[golden][eviction]") {
+  for (const GoldenCase& g : golden_cases("dms")) {
+    CAPTURE(g.name());
+    const Traced run = by_keys(g);
+    const auto cache = run.open(cat("dms:threshold=", g.parameter<double>("threshold"), ",recent_window=", whole(g, "sliding_window_size"),
+                                    ",decoding=", g.parameter<bool>("decoding") ? "true" : "false"));
+    run.run(*cache, 0, whole(g, "tokens"));
+    cache->end_prefill();
+    for (std::int64_t s = 0; s <= whole(g, "steps"); ++s) {
+      if (s > 0) run.run(*cache, whole(g, "tokens") + s - 1, 1);
+      const std::string array = cat("keep_step", s);
+      if (!g.has(array)) continue;
+      const std::int64_t tokens = whole(g, "tokens") + s;
+      std::vector<std::int64_t> mask(static_cast<std::size_t>(whole(g, "kv_heads") * tokens), 0);
+      for (std::int64_t h = 0; h < whole(g, "kv_heads"); ++h)
+        for (const std::int64_t t : tokens_held(*cache, static_cast<int>(h))) mask[static_cast<std::size_t>(h * tokens + t)] = 1;
+      check_exact(g, array, mask);
+    }
+  }
+}

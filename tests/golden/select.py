@@ -129,6 +129,11 @@ SELECTION = {
         "ties_scores": (),
         "all_equal_b": (),
     },
+    "dms": {
+        "case01_kvpress_knorm_S60_w16_th-8.2_steps8": (),
+        "case02_kvpress_knorm_S120_w128_th-8.0_steps20": (),
+        "case03_kvpress_knorm_S50_w8_th-100.0_steps4": (),
+    },
     "quest": {
         "case01_eval_S100_page16_budget48_H4_2": (),
         "case03_eval_S96_page16_budget48_H2_2": (),

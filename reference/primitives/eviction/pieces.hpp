@@ -27,7 +27,7 @@ std::int64_t chunks_keep(std::int64_t rows, std::int64_t length, double ratio);
 Scores choose_by_blocks(const Scorer& base, const Scene& scene, std::int64_t budget, std::int64_t block);
 
 /// Of `scores`, the k - drawn best, and `drawn` of the others by lot without replacement, with odds exp(score / temperature)
-/// (Gumbel noise from `word(slot)`, uniform in [0, 1)). 1 for each chosen slot, else 0.
+/// (Gumbel noise from `uniform(slot)`, in [0, 1)). 1 for each chosen slot, else 0.
 std::vector<float> choose_with_lot(std::span<const float> scores, std::int64_t k, std::int64_t drawn, double temperature,
                                    const std::function<float(std::int64_t slot)>& uniform);
 

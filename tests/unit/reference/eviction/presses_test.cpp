@@ -157,3 +157,46 @@ TEST_CASE("kvcrush keeps whole pages by attention and by signature", "[unit]") {
   REQUIRE(why_not(*small.method, small.row, even.shape()) ==
           "budget is 6, must be at least sinks, recent_window and one page more than representatives (7)");
 }
+
+TEST_CASE("dms drops long keys when they leave the window, head by head", "[unit]") {
+  // Two heads; keys of length 1, 3, 1, 3, ... and the other way round. Threshold -2, window of 2.
+  const Array q({2, 9, 2});
+  Array k({2, 9, 2});
+  for (std::int64_t t = 0; t < 9; ++t) {
+    k.view()(0, t, 0) = t % 3 == 0 ? 1.0F : 3.0F;
+    k.view()(1, t, 1) = t % 3 == 0 ? 3.0F : 1.0F;
+  }
+  const Traced run(q.view(), k.view());
+  const auto cache = run.open("dms:threshold=-2,recent_window=2");
+  run.run(*cache, 0, 6);
+  REQUIRE(tokens_held(*cache, 0).size() == 6);
+  cache->end_prefill();
+  REQUIRE(tokens_held(*cache, 0) == Kept{0, 3, 4, 5});
+  REQUIRE(tokens_held(*cache, 1) == Kept{1, 2, 4, 5});
+  REQUIRE(count_ledger(cache->buffers()).of("lengths", Side::both) == Bytes(3 * 4));
+  run.run(*cache, 6, 1);
+  REQUIRE(tokens_held(*cache, 0) == Kept{0, 3, 5, 6});
+  REQUIRE(tokens_held(*cache, 1) == Kept{1, 2, 4, 5, 6});
+  REQUIRE_THROWS_AS(cache->crop(6_tok), Unsupported);
+  run.run(*cache, 7, 2);  // two tokens at once: two leave the window
+  REQUIRE(tokens_held(*cache, 0) == Kept{0, 3, 6, 7, 8});
+  REQUIRE(tokens_held(*cache, 1) == Kept{1, 2, 4, 5, 7, 8});
+  auto saved = cache->buffers();
+  const auto loaded = run.open("dms:threshold=-2,recent_window=2");
+  loaded->load(saved);
+  REQUIRE(digest(loaded->buffers()) == digest(saved));
+  for (NamedBuffer& b : saved)
+    if (b.component == "lengths") b.bytes[4] ^= std::byte{1};
+  REQUIRE_THROWS_WITH(loaded->load(saved), "buffer layer0/lengths does not hold the running sums of the heads' rows");
+  // Judging the prompt alone: generated tokens are all kept and can be taken back.
+  const auto prompt_only = run.open("dms:threshold=-2,recent_window=2,decoding=false");
+  run.run(*prompt_only, 0, 6);
+  prompt_only->end_prefill();
+  run.run(*prompt_only, 6, 2);
+  REQUIRE(tokens_held(*prompt_only, 0) == Kept{0, 3, 4, 5, 6, 7});
+  prompt_only->crop(7_tok);
+  REQUIRE(tokens_held(*prompt_only, 0) == Kept{0, 3, 4, 5, 6});
+  // Without counts plans expect a share: of 1,000 tokens 872 are judged, 218 of them stay.
+  const MethodChoice choice = parse_choice("dms");
+  REQUIRE(formula_ledger(*choice.method, choice.row, run.shape(), {.prompt = 1000_tok}).of("rows", Side::key) == Bytes((128 + 218) * 2 * 2 * 4));
+}

@@ -22,7 +22,9 @@ Rule rule_of(Trigger trigger, Tokens budget, Tokens interval, Tokens room) {
 
 TEST_CASE("kept rows follow the closed form under every trigger, and so does the ledger", "[unit]") {
   const Traced run = random_traced(2, 2, 120, 4, 3);
-  const Rule rules[] = {rule_of(Trigger::prompt_end, 20_tok, 1_tok, 0_tok), rule_of(Trigger::every_step, 20_tok, 1_tok, 0_tok),
+  Rule sparing = rule_of(Trigger::interval, 20_tok, 7_tok, 0_tok);
+  sparing.spares_prompt = true;
+  const Rule rules[] = {sparing, rule_of(Trigger::prompt_end, 20_tok, 1_tok, 0_tok), rule_of(Trigger::every_step, 20_tok, 1_tok, 0_tok),
                         rule_of(Trigger::interval, 20_tok, 7_tok, 0_tok), rule_of(Trigger::overflow, 20_tok, 1_tok, 5_tok),
                         rule_of(Trigger::overflow, 20_tok, 1_tok, 0_tok)};
   for (const Rule& rule : rules)
