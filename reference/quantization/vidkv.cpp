@@ -114,7 +114,7 @@ bool is_hard(std::span<const std::byte> state, std::size_t channel) { return !st
 std::vector<std::size_t> columns(std::span<const std::byte> state, std::size_t dim, std::size_t hard) {
   std::vector<std::size_t> order(dim);
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::ranges::stable_partition(order, [&](std::size_t c) { return hard > 0 && is_hard(state, c); });
+  std::stable_partition(order.begin(), order.end(), [&](std::size_t c) { return hard > 0 && is_hard(state, c); });
   return order;
 }
 
