@@ -264,7 +264,7 @@ void check_simulation(const GoldenCase& golden) {
         const std::size_t place = at(g, static_cast<std::int64_t>(e));
         all_codes[place] = codes[e];
         const float product = static_cast<float>(codes[e]) * m.scale;
-        decoded[place] = product + m.minimum;
+        decoded[place] = product + m.zero;
       }
     }
     check_floats(golden, what + "_scale", scales);
