@@ -20,7 +20,8 @@ struct Cut {
   double items, entries;
 };
 Cut cut(const Profile& p, double heads, double length, double sms) {
-  const double tile = p.tile, blocks = std::max(1.0, up(length / tile));
+  // Contexts of a running batch differ, so a last tile counts for what it holds: published timings are of whole tiles.
+  const double tile = p.tile, blocks = std::max(1.0, length / tile);
   double items = 1;
   switch (p.split) {
     case SplitRule::none: return {1, length};
@@ -30,7 +31,7 @@ Cut cut(const Profile& p, double heads, double length, double sms) {
   }
   items = std::clamp(items, 1.0, blocks);
   const double tiles = up(blocks / items);
-  return {up(blocks / tiles), std::min(length, tiles * tile)};
+  return {blocks / tiles, std::min(length, tiles * tile)};
 }
 
 }  // namespace
@@ -101,8 +102,8 @@ PrefillTerms prefill_terms(const Machine& m, const GpuConstants& g, const Profil
   PrefillTerms t;
   double tile = 16;  // rows of a tile: the smallest power of two that holds the queries, at most 128
   while (tile < 128 && tile < w.queries) tile *= 2;
-  const double tiles = up(w.queries / tile), keys = w.pairs / w.queries;  // keys of an average query
-  // A causal tile computes the pairs above its diagonal, too, and pads its rows.
+  const double tiles = std::max(1.0, w.queries / tile), keys = w.pairs / w.queries;  // keys of an average query
+  // A causal tile computes the pairs above its diagonal, too.
   const double pairs = (keys + 0.5 * (tile - 1)) * tiles * tile;
   const double longest = std::min(2 * keys, keys + 0.5 * (w.queries - 1)) + 0.5 * tile;
   const double rate = p.c[prefill_tensor_share] * m.achieved;
