@@ -40,6 +40,16 @@ SELECTION = {
                                "v_dense_plus_sparse", "v_residual", "v_p_start", "v_lowrank"),
         "ties_2bit": ("k_mean", "v_mean", "k_out", "v_out", "k_dense_plus_sparse", "v_dense_plus_sparse"),
     },
+    "rotatekv": {
+        "quant_2bit_g32_clip08": ("out",),
+        "ties_2bit": ("out",),
+        "quant_3bit": ("out",),
+    },
+    "zipcache": {
+        "short_prompt_no_random_probe": ("prefill_k_salient_packed", "prefill_k_regular_packed", "prefill_v_salient_packed", "prefill_v_regular_packed"),
+        "ties_equal_keys": ("q", "prefill_k_salient_packed", "prefill_k_regular_packed", "prefill_v_salient_packed", "prefill_v_regular_packed",
+                            "prefill_k_out", "prefill_v_out"),
+    },
     "mustafar": {
         "pack_s70_d128": ("k_pruned", "v_pruned"),
         "ties_s50": ("k_pruned", "v_pruned"),
@@ -251,6 +261,8 @@ INPUTS = {
     "kvquant": ("x", "upper", "lower", "lut", "qnorm", "fisher"),
     "gear": ("k", "v"),
     "mustafar": ("k", "v"),
+    "rotatekv": ("x",),
+    "zipcache": ("q", "k", "v", "probe_index"),
     "xkv": ("k", "v"),
     "cachegen": ("kv", "x"),
     "transmla": ("x", "calibration", "w_q", "w_k", "w_v", "w_o"),
