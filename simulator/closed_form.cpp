@@ -147,6 +147,8 @@ MatrixTerms matrix_terms(const Machine& m, const GpuConstants& g, const Profile&
       const double tile_compute = 2 * tile_rows * width * depth * m.sms / rate;
       const double tile_bytes = depth * (width * w.weight_bytes + tile_rows * w.activation_bytes) / sm_bandwidth;
       t.tile = waves * std::max(tile_compute, tile_bytes);
+      // A smooth maximum is at least the maximum: most candidates are out before their roots are taken.
+      if (best_s > 0 && t.launch + t.waves + std::max({t.bytes, t.tensor, t.tile}) >= best_s) continue;
       const double s = t.seconds();
       if (best_s == 0 || s < best_s) best = t, best_s = s;
     }

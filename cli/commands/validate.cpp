@@ -18,9 +18,10 @@ const Usage& usage() {
                        .options = {Option::list("measurements", "PATH", "a CSV file, or a folder with decode_attention.csv, prefill_attention.csv, gemm.csv"),
                                    Option::text("calibration", "FILE", "constants that calibrate wrote; without it the shipped ones"),
                                    Option::flag("ablation", "also fit throwaway constants to every GPU and kernel alone, for comparison")},
-                       .note = "Without a file the shipped sample of published timings is used. cold: data above twice the L2 and context at least 1,024; "
-                               "overhead: shorter, or below 50 us; warm: the rest, which no step uses. roofline: bytes or flops over the peak. "
-                               "width: of the 80% interval, over the prediction. noise: how far the error of a row differs from that of its nearest neighbour."};
+                       .note = "Without a file the shipped sample of published timings is used.\n"
+                               "cold: data above twice the L2 and context at least 1,024; overhead: shorter, or below 50 us; warm: the rest,\n"
+                               "which no step uses. roofline: bytes or flops over the peak. width: of the 80% interval, over the prediction.\n"
+                               "noise: how far the error of a row differs from that of its nearest neighbour."};
   return u;
 }
 

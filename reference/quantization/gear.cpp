@@ -38,7 +38,7 @@ struct Params {  // defaults: the 2-bit script of the official code
         field(&Params::bits, "bits", "bit", 2, 8, "code width"),
         choice(&Params::backbone, "backbone", kBackbones, "kivi: groups of group_size; kcvt: one group a key channel, one a value row over all heads"),
         field(&Params::group_size, "group_size", "element", 8, 256, "kivi: tokens of a key channel, channels of a value, that share a scale"),
-        field(&Params::sparsity, "sparsity", "", 0, 1, "share of values that is kept apart, half of it the largest of a vector; 0 is GEAR-L"),
+        field(&Params::sparsity, "sparsity", "", 0, 0.5, "share of values that is kept apart, half of it the largest of a vector; 0 is GEAR-L"),
         field(&Params::rank, "rank", "element", 0, 64, "rank of the prompt's error, each head"),
         field(&Params::decode_rank, "decode_rank", "element", 0, 64, "rank of the error of rows that are coded later"),
         field(&Params::loops, "loops", "", 1, 10, "rounds of the power iteration"),
