@@ -62,12 +62,14 @@ void SlotBytes::load(const std::string& prefix, std::span<const NamedBuffer> sav
 }
 
 std::uint64_t SlotWords::get(int head, std::int64_t slot) const {
+  KV_ASSERT(word_ <= 8, "a longer record is no number");
   std::uint64_t value = 0;  // little-endian, as every stored word
   std::memcpy(&value, slots_.at(head, slot).data(), static_cast<std::size_t>(word_));
   return value;
 }
 
 void SlotWords::set(int head, std::int64_t slot, std::uint64_t value) {
+  KV_ASSERT(word_ <= 8, "a longer record is no number");
   std::memcpy(slots_.at(head, slot).data(), &value, static_cast<std::size_t>(word_));
 }
 
@@ -82,7 +84,7 @@ TokenRows::TokenRows(int heads, int k_dim, int v_dim, Dtype dtype)
       values_(heads, std::int64_t{v_dim} * bytes_of(dtype)) {}
 
 void TokenRows::add_words(std::string_view component, int word_bytes) {
-  KV_ASSERT(word_bytes == 4 || word_bytes == 8, "a word has 4 or 8 bytes");
+  KV_ASSERT(word_bytes > 0, "a word has bytes");
   words_.emplace_back(heads(), component, word_bytes);
 }
 
@@ -109,6 +111,8 @@ Array read_rows(const SlotBytes& rows, int head, int dim, Dtype dtype) {
 
 Array TokenRows::keys(int head) const { return read_rows(keys_, head, k_dim_, dtype_); }
 Array TokenRows::values(int head) const { return read_rows(values_, head, v_dim_, dtype_); }
+
+void TokenRows::set_key(int head, std::int64_t slot, std::span<const float> row) { num::store(dtype_, row, keys_.at(head, slot)); }
 
 void TokenRows::set_value(int head, std::int64_t slot, std::span<const float> row) {
   num::store(dtype_, row, values_.at(head, slot));

@@ -35,7 +35,8 @@ class SlotBytes {
   std::vector<std::vector<std::byte>> runs_;
 };
 
-/// One unsigned word of 4 or 8 bytes per slot: attention mass (num::to_mass), a count of queries, a position.
+/// One unsigned word of 1 to 8 bytes per slot: attention mass (num::to_mass), a count of queries, a position; or a longer
+/// record, reached through slots() alone.
 class SlotWords {
  public:
   SlotWords(int heads, std::string_view component, int word_bytes)
@@ -60,7 +61,7 @@ class TokenRows {
  public:
   TokenRows(int heads, int k_dim, int v_dim, Dtype dtype);
 
-  /// Adds a word to every slot; before the first row.
+  /// Adds a word to every slot, of any length where its bytes are used as they lie; before the first row.
   void add_words(std::string_view component, int word_bytes);
   SlotWords& words(std::size_t which) { return words_[which]; }
   const SlotWords& words(std::size_t which) const { return words_[which]; }
@@ -73,6 +74,7 @@ class TokenRows {
   void append(int head, std::span<const float> k, std::span<const float> v);
   Array keys(int head) const;                             // [count, k_dim]
   Array values(int head) const;                           // [count, v_dim]
+  void set_key(int head, std::int64_t slot, std::span<const float> row);
   void set_value(int head, std::int64_t slot, std::span<const float> row);
   /// Keeps these slots of one head, ascending, and frees the others.
   void keep(int head, const Slots& slots);

@@ -144,6 +144,47 @@ SELECTION = {
         "case02_kvpress_knorm_S120_w128_th-8.0_steps20": (),
         "case03_kvpress_knorm_S50_w8_th-100.0_steps4": (),
     },
+    "expected_attention": {
+        "case02_kvpress_S75_cr0.3_nf64_cov0": ("kept", "mean_query", "probs"),
+        "case04_kvpress_S70_cr0.5_nf128_cov1": ("kept", "mean_query", "probs", "cov_query_diag", "cov_query_row0"),
+    },
+    "lagkv": {
+        "case01_kvpress_S77_cr0.5_lag8_cross1": ("kept", "part_key_softmax", "part_value_softmax"),
+        "case02_kvpress_S30_cr0.5_lag16_cross0": (),
+        "case03_kvpress_S205_cr0.5_lag20_cross1": ("kept", "part_key_softmax", "part_value_softmax"),
+    },
+    "cur": {
+        "case02_kvpress_S48_cr0.5_kv_product_rand0_local1": (),
+        "case04_kvpress_S80_cr0.5_kv_product_rand0_local1": (),
+    },
+    "cap": {
+        "case02_kvpress_S75_cr0.3_tau0.0": ("kept",),
+    },
+    "criticalkv": {
+        "case01_kvpress_snapkv_S90_cr0.5_first0.5": ("kept", "proj_norm", "scores"),
+    },
+    "chunkkv": {
+        "case01_kvpress_snapkv_S90_cr0.5_chunk20": (),
+        "case02_kvpress_keydiff_S120_cr0.3_chunk7": (),
+        "case04_kvpress_knorm_S19_cr0.5_chunk20": (),
+    },
+    "simlayerkv": {
+        "case01_kvpress_S90_th0.3_last1_recent32": (),
+        "case03_kvpress_S60_th0.0_last1_recent20": (),
+    },
+    "leverage": {
+        "case01_kvpress_S90_cr0.5_sketch48": ("kept",),
+        "case03_kvpress_S60_cr0.5_sketch8": ("kept",),
+    },
+    "compactor": {
+        "case03_kvpress_S100_cr0.5_chunk25": ("kept",),
+    },
+    "headkv": {
+        "case02_kvfactory_S99_w8_avgpool3": ("pooled",),
+    },
+    "finch": {
+        "case01_kvpress_S90_w11_cr0.5_chunkNone_rerot1": ("keys_out",),
+    },
     "quest": {
         "case01_eval_S100_page16_budget48_H4_2": (),
         "case03_eval_S96_page16_budget48_H2_2": (),

@@ -24,6 +24,14 @@ std::vector<std::int32_t> running_sums(const TokenRows& rows) {
   return sums;
 }
 
+std::int64_t number_below(std::span<const NamedBuffer> saved, const std::string& name, std::int64_t below, const char* what) {
+  const NamedBuffer& b = find_buffer(saved, name);
+  std::int32_t value = -1;
+  if (b.bytes.size() == sizeof value) std::memcpy(&value, b.bytes.data(), sizeof value);
+  if (value < 0 || value >= below) throw InvalidArgument(cat("buffer ", name, " does not hold a number of ", what, " below ", below));
+  return value;
+}
+
 bool holds(std::span<const NamedBuffer> saved, const std::string& name) {
   return std::ranges::find(saved, name, &NamedBuffer::name) != saved.end();
 }
@@ -32,36 +40,64 @@ bool holds(std::span<const NamedBuffer> saved, const std::string& name) {
 
 Cache::Cache(Rule rule, const CacheShape& cache_shape) : TokenCache(cache_shape, rule.granularity), rule_(std::move(rule)) {
   for (Layer& l : layers()) {
-    for (const Word& w : rule_.words) l.rows.add_words(w.component, w.bytes);
+    for (const Word& w : rule_.words) l.rows.add_words(w.component, w.size(l.c));
     const std::vector<Place> places = places_of(shape(), l.c);
     beside_.push_back({.place = *std::ranges::find(places, l.index, &Place::layer),
-                       .queries = QueryWindow(l.c.q_heads, l.c.k_dim, shape().dtype, rule_.scorer.window.value)});
+                       .queries = QueryWindow(l.c.q_heads, l.c.k_dim, shape().dtype, rule_.scorer.window.value),
+                       .moments = QueryMoments(l.c.q_heads, l.c.k_dim, rule_.scorer.moments, rule_.scorer.moments_skip.value)});
   }
 }
 
-void Cache::check(const Layer&, const StepInput& step) const {
+void Cache::check(const Layer& l, const StepInput& step) const {
+  if (rule_.rerotate && !prompt_done())
+    for (std::int64_t i = 0; i < step.positions.size(); ++i)
+      if (step.positions(i) != l.rows.count(0) + i)
+        throw Unsupported(cat(rule_.name, " moves keys to new positions: those of the prompt must be 0, 1, 2, ..."));
+  if (rule_.rerotate && step.mask.kind == MaskKind::tree) throw Unsupported(cat(rule_.name, ": the branches of a tree would need one slot twice"));
   if (rule_.scorer.window.value == 0 || step.mask.kind == MaskKind::causal || step.positions.size() <= 1) return;
   if (!prompt_done()) throw Unsupported(cat(rule_.name, " scores a causal prompt: mask must be causal until the prompt ends"));
   if (rule_.trigger != Trigger::prompt_end) throw Unsupported(cat(rule_.name, " scores causal steps: mask must be causal"));
 }
 
-void Cache::step(Layer& l, const PreparedStep& p, const StepInput& in, View<float> out) {
+void Cache::step(Layer& l, const PreparedStep& given, const StepInput& in, View<float> out) {
+  Beside& beside = beside_[l.ordinal];
+  const bool moved = rule_.rerotate && prompt_done() && l.c.rope.rotary_dim > 0;
+  const PreparedStep at = moved ? at_slots(l, given) : PreparedStep{};
+  const PreparedStep& p = moved ? at : given;
   l.rows.append(p.k.view(), p.v.view());
   if (rule_.learns() && l.rows.word_count() == rule_.words.size()) {
     const int group = l.c.q_per_kv();
+    const std::int64_t before = prompt_done() ? beside.clock + 1 : 0;
     attend(l, p, in, out, [&](int q_head, std::int64_t query, std::int64_t first, std::span<const float> weights) {
-      rule_.observe({.rows = l.rows, .head = q_head / group, .q_head = q_head, .query = query, .first_slot = first, .weights = weights});
+      rule_.observe({.rows = l.rows, .place = beside.place, .head = q_head / group, .q_head = q_head, .head_in_group = q_head % group, .position = in.positions(query),
+                     .step = prompt_done() ? before + query : 0, .first_slot = first, .weights = weights});
     });
   } else {
     attend(l, p, in, out);
   }
+  if (prompt_done() && rule_.counts_steps.value > 0) beside.clock = std::min(beside.clock + p.n, rule_.counts_steps.value);
   if (!prompt_done()) {
-    if (rule_.scorer.window.value > 0) beside_[l.ordinal].queries.append(p.q.view());
+    if (rule_.scorer.window.value > 0) beside.queries.append(p.q.view());
+    beside.moments.append(p.q_pre.view());
   } else if (rule_.trigger != Trigger::prompt_end && due(l, p.n)) {
     const std::int64_t newest = std::min(p.n, std::max<std::int64_t>(1, rule_.scorer.window.value));
     const std::int64_t room = rule_.trigger == Trigger::overflow ? rule_.room.value : 0;
-    evict(l, View<const float>(p.q.view()).slice(1, p.n - newest, newest), rule_.quota(beside_[l.ordinal].place, l.rows.count(0)) - room);
+    if (rule_.allocate && beside.limit == 0 && quota_of(l) < l.rows.count(0)) beside.limit = quota_of(l);  // a short prompt has grown
+    evict(l, View<const float>(p.q.view()).slice(1, p.n - newest, newest), quota_of(l) - room);
   }
+}
+
+PreparedStep Cache::at_slots(const Layer& l, const PreparedStep& p) const {
+  PreparedStep at = p;
+  at.q = p.q_pre;
+  at.k = p.k_pre;
+  std::vector<std::int64_t> slots;
+  for (std::int64_t i = 0; i < p.n; ++i) slots.push_back(l.rows.count(0) + i);
+  for (Array* rows : {&at.q, &at.k}) {
+    rotary().of(l.index).apply(rows->view(), slots);
+    round_all(shape().dtype, rows->values());
+  }
+  return at;
 }
 
 bool Cache::due(Layer& l, std::int64_t tokens) {
@@ -75,20 +111,59 @@ bool Cache::due(Layer& l, std::int64_t tokens) {
 }
 
 void Cache::after_prompt(Layer& l) {
+  if (rule_.allocate && l.ordinal == 0) allocate();
   Beside& b = beside_[l.ordinal];
-  const std::int64_t rows = l.rows.count(0), quota = rule_.quota(b.place, rows);
+  const std::int64_t rows = l.rows.count(0);
   const Array queries = b.queries.read();
+  const std::int64_t quota = rule_.measure && rows > 0 ? rule_.measure(scene_of(l, queries.view())) : quota_of(l);
   if (!rule_.spares_prompt)
     evict(l, queries.view(), rule_.trigger == Trigger::overflow && quota < rows ? quota - rule_.room.value : quota);
   b.queries.clear();
+  b.moments.clear();
   if (!rule_.keeps_words()) l.rows.drop_words();
 }
 
+void Cache::allocate() {
+  std::vector<double> asked(layers().size(), 0.0);
+  const std::int64_t rows = layers().front().rows.count(0);
+  if (rows <= rule_.quota(beside_.front().place, rows)) return;
+  for (const Layer& l : layers()) {
+    if (l.rows.count(0) != rows) throw InvalidArgument(cat(rule_.name, " shares a budget over layers: all must hold the same prompt"));
+    const Array queries = beside_[l.ordinal].queries.read();
+    asked[static_cast<std::size_t>(beside_[l.ordinal].place.ordinal)] = rule_.weigh(scene_of(l, queries.view()));
+  }
+  const Counts limits = rule_.allocate(asked, rows);
+  for (Beside& b : beside_) b.limit = std::max(rule_.guarded(), limits[static_cast<std::size_t>(b.place.ordinal)]);
+}
+
+std::int64_t Cache::quota_of(const Layer& l) const {
+  const Beside& b = beside_[l.ordinal];
+  return b.limit > 0 ? b.limit : rule_.quota(b.place, l.rows.count(0));
+}
+
+Scene Cache::scene_of(const Layer& l, View<const float> queries) const {
+  const Beside& b = beside_[l.ordinal];
+  return {.c = l.c, .place = b.place, .rows = l.rows, .queries = queries, .rope = rotary().of(l.index), .moments = &b.moments, .prompt = !prompt_done()};
+}
+
+void Cache::keep_ends(Layer& l, int head, std::int64_t rows) const {
+  const std::int64_t sinks = std::min(rule_.sinks.value, rows);
+  l.rows.keep(head, ends(l.rows.count(head), sinks, rows - sinks));
+}
+
 void Cache::evict(Layer& l, View<const float> queries, std::int64_t quota) const {
+  const Place& place = beside_[l.ordinal].place;
+  if (rule_.head_budget) {
+    for (int h = 0; h < l.rows.heads(); ++h) keep_ends(l, h, std::min(l.rows.count(h), rule_.head_budget(place, h, l.rows.count(h))));
+    return;
+  }
   const std::int64_t rows = l.rows.count(0);  // before a ragged choice all heads hold the same rows
   if (rows <= quota) return;
-  const Scores scores = rule_.scorer.score({.c = l.c, .place = beside_[l.ordinal].place, .rows = l.rows, .queries = queries,
-                                            .rope = rotary().of(l.index), .prompt = !prompt_done()});
+  if (!rule_.scorer.score) {
+    for (int h = 0; h < l.rows.heads(); ++h) keep_ends(l, h, quota);
+    return;
+  }
+  const Scores scores = rule_.scorer.score(scene_of(l, queries));
   KV_ASSERT(static_cast<int>(scores.size()) == l.rows.heads(), "a scorer serves every head that owns rows");
   const std::int64_t first = std::min(rule_.sinks.value, rows);
   const std::int64_t end = std::max(first, std::min(rows - rule_.recent_window.value, static_cast<std::int64_t>(scores.front().size())));
@@ -96,13 +171,22 @@ void Cache::evict(Layer& l, View<const float> queries, std::int64_t quota) const
   std::vector<std::span<const float>> candidates;
   for (const auto& head : scores)
     candidates.push_back(std::span(head).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(end - first)));
-  const Counts counts = rule_.share ? rule_.share(beside_[l.ordinal].place, candidates, k) : Counts(candidates.size(), k);
+  const Counts counts = rule_.share ? rule_.share(place, candidates, k) : Counts(candidates.size(), k);
   parallel_for(l.rows.heads(), [&](std::int64_t h) {
     const auto at = static_cast<std::size_t>(h);
     Slots kept = ends(first, first, 0);
     for (const std::int64_t s : rule_.select ? rule_.select(candidates[at], counts[at]) : top_k(candidates[at], counts[at]))
       kept.push_back(first + s);
-    l.rows.keep(static_cast<int>(h), with_tail(std::move(kept), end, rows));
+    kept = with_tail(std::move(kept), end, rows);
+    l.rows.keep(static_cast<int>(h), kept);
+    if (!rule_.rerotate || l.c.rope.rotary_dim == 0) return;
+    Array keys = l.rows.keys(static_cast<int>(h));
+    for (std::size_t s = 0; s < kept.size(); ++s) {
+      const auto row = keys.view().row(static_cast<std::int64_t>(s));
+      rotary().of(l.index).rerotate(row, kept[s], static_cast<std::int64_t>(s));
+      round_all(shape().dtype, row);
+      l.rows.set_key(static_cast<int>(h), static_cast<std::int64_t>(s), row);
+    }
   });
 }
 
@@ -111,7 +195,7 @@ void Cache::evict(Layer& l, View<const float> queries, std::int64_t quota) const
 std::int64_t Cache::restorable(const Layer& l) const {
   const std::int64_t rows = l.rows.count(0);
   if (prompt_done()) return rule_.trigger == Trigger::prompt_end ? l.appended : 0;
-  return rule_.learns() || (rule_.scorer.window.value > 0 && rows > rule_.scorer.window.value) ? 0 : rows;
+  return rule_.learns() || rule_.scorer.moments != QueryMoments::Order::none || (rule_.scorer.window.value > 0 && rows > rule_.scorer.window.value) ? 0 : rows;
 }
 
 void Cache::crop_more(Layer& l, std::int64_t removed) {
@@ -122,14 +206,16 @@ void Cache::crop_more(Layer& l, std::int64_t removed) {
 void Cache::buffers_more(const Layer& l, std::vector<NamedBuffer>& out) const {
   const Beside& b = beside_[l.ordinal];
   b.queries.buffers(prefix(l) + "window_queries", out);
+  b.moments.buffers(prefix(l) + "query_moments", out);
   if (rule_.ragged && prompt_done())
     out.push_back({.name = prefix(l) + "lengths", .component = "lengths", .side = Side::both, .scope = Scope::layer,
                    .bytes = bytes_of_words(running_sums(l.rows))});
-  if (rule_.trigger == Trigger::interval) {
-    const std::int32_t clock = static_cast<std::int32_t>(b.clock);
-    out.push_back({.name = prefix(l) + "clock", .component = "clock", .side = Side::both, .scope = Scope::layer,
-                   .bytes = bytes_of_words({&clock, 1})});
-  }
+  const auto number = [&](std::string_view name, std::int64_t value) {
+    const std::int32_t word = static_cast<std::int32_t>(value);
+    out.push_back({.name = cat(prefix(l), name), .component = name, .side = Side::both, .scope = Scope::layer, .bytes = bytes_of_words({&word, 1})});
+  };
+  if (rule_.has_clock()) number("clock", b.clock);
+  if (rule_.allocate) number("limit", b.limit);
 }
 
 void Cache::before_load(TokenRows& rows, const std::string& prefix, std::span<const NamedBuffer> saved) const {
@@ -150,13 +236,10 @@ void Cache::load_more(std::span<const NamedBuffer> saved) {
   for (const Layer& l : layers()) {
     Beside& b = loaded[l.ordinal];
     b.queries.load(prefix(l) + "window_queries", saved);
-    if (rule_.trigger != Trigger::interval) continue;
-    const NamedBuffer& clock = find_buffer(saved, prefix(l) + "clock");
-    std::int32_t value = -1;
-    if (clock.bytes.size() == sizeof value) std::memcpy(&value, clock.bytes.data(), sizeof value);
-    if (value < 0 || value >= rule_.interval.value)
-      throw InvalidArgument(cat("buffer ", clock.name, " does not hold a number of steps below ", rule_.interval.value));
-    b.clock = value;
+    b.moments.load(prefix(l) + "query_moments", saved);
+    const std::int64_t below = rule_.trigger == Trigger::interval ? rule_.interval.value : rule_.counts_steps.value + 1;
+    if (rule_.has_clock()) b.clock = number_below(saved, prefix(l) + "clock", below, "steps");
+    if (rule_.allocate) b.limit = number_below(saved, prefix(l) + "limit", std::int64_t{1} << 30, "rows");
   }
   beside_ = std::move(loaded);
 }
@@ -164,7 +247,7 @@ void Cache::load_more(std::span<const NamedBuffer> saved) {
 bool Cache::prompt_open() const {
   if (layers().empty()) return false;
   if (!rule_.keeps_words() && !rule_.words.empty()) return layers().front().rows.word_count() > 0;
-  return std::ranges::any_of(beside_, [](const Beside& b) { return b.queries.count() > 0; });
+  return std::ranges::any_of(beside_, [](const Beside& b) { return b.queries.count() > 0 || b.moments.count() > 0; });
 }
 
 ContentCounts Cache::content_counts() const {

@@ -30,13 +30,23 @@ class Cache final : public TokenCache {
 
   /// Lets tokens of a layer leave if it holds more than its quota. `queries` [q_heads, W, k_dim].
   void evict(Layer& l, View<const float> queries, std::int64_t quota) const;
+  Scene scene_of(const Layer& l, View<const float> queries) const;
+  /// Kept slots of one head whose rule has no score: first and newest.
+  void keep_ends(Layer& l, int head, std::int64_t rows) const;
+  /// The step at the positions that follow the slots of this layer.
+  PreparedStep at_slots(const Layer& l, const PreparedStep& p) const;
+  /// Asks all layers and gives each its limit.
+  void allocate();
+  std::int64_t quota_of(const Layer& l) const;
   /// Steps are due by count, or by a budget that is overrun.
   bool due(Layer& l, std::int64_t tokens);
 
   struct Beside {
     Place place;
     QueryWindow queries;      // the prompt's last ones; empty once it has ended
-    std::int64_t clock = 0;   // steps since the last event; only for Trigger::interval
+    QueryMoments moments;     // of the prompt; empty once it has ended
+    std::int64_t limit = 0;   // rows that the layers' shares have left it; 0: none
+    std::int64_t clock = 0;   // steps since the last event of an interval, or since the prompt ended
   };
   Rule rule_;
   std::vector<Beside> beside_;  // by ordinal of the cache

@@ -8,10 +8,14 @@ namespace kvatlas::eviction {
 
 namespace {
 
-/// Tokens that a rule holds beside its rows while the prompt runs: queries of the observation window.
+/// What a rule holds beside its rows while the prompt runs: queries of the observation window, moments, clocks.
 Bytes prompt_extras(const Rule& rule, const LayerClass& stored, Dtype dtype, const History& h) {
   const std::int64_t queries = std::min(rule.scorer.window, h.prompt).value;
-  return Bytes(queries * stored.q_heads * stored.k_dim * bytes_of(dtype) * stored.count() * h.sequences);
+  std::int64_t layer = queries * stored.q_heads * stored.k_dim * bytes_of(dtype);
+  if (h.prompt.value > 0) layer += QueryMoments::bytes(stored.q_heads, stored.k_dim, rule.scorer.moments);
+  if (rule.has_clock()) layer += 4;
+  if (rule.allocate) layer += 4;
+  return Bytes(layer * stored.count() * h.sequences);
 }
 
 }  // namespace
@@ -20,7 +24,7 @@ Ledger ledger_formula(const Rule& rule, const CacheShape& shape, const History& 
   const CacheShape stored = stored_shape(shape, rule.granularity);
   Ledger ledger;
   Bytes prefill(0), beyond(0);
-  std::int64_t expected_keys = 0, expected_values = 0, expected_rows = 0;
+  std::int64_t expected_keys = 0, expected_values = 0;
   for (const LayerClass& c : stored.classes) {
     if (c.kind != RowKind::kv) {
       const Ledger dense = dense_ledger({.classes = {c}, .dtype = stored.dtype}, h);
@@ -30,7 +34,7 @@ Ledger ledger_formula(const Rule& rule, const CacheShape& shape, const History& 
     }
     const std::int64_t heads = std::int64_t{c.kv_heads} * h.sequences;
     std::int64_t word_bytes = 0;
-    for (const Word& w : rule.words) word_bytes += w.bytes;
+    for (const Word& w : rule.words) word_bytes += w.size(c);
     const std::int64_t row_bytes = std::int64_t{c.k_dim + c.v_dim} * bytes_of(stored.dtype);
     std::int64_t rows = 0, most = 0;
     const auto add_layers = [&](const Place& place, std::int64_t layers) {
@@ -44,19 +48,17 @@ Ledger ledger_formula(const Rule& rule, const CacheShape& shape, const History& 
     }
     expected_keys += rows * c.k_dim;
     expected_values += rows * c.v_dim;
-    expected_rows += rows;
+    if (rule.keeps_words())  // rules of both kinds, words and counts by content, do not occur: words follow the closed form
+      for (const Word& w : rule.words) ledger.add(w.component, Side::both, Scope::token, Bytes(rows * w.size(c)));
     beyond += Bytes((most - rows) * (row_bytes + (rule.keeps_words() ? word_bytes : 0)));
     prefill += Bytes(h.prompt.value * heads * c.count() * (row_bytes + word_bytes)) + prompt_extras(rule, c, shape.dtype, h);
     if (rule.ragged) ledger.add("lengths", Side::both, Scope::layer, Bytes(std::int64_t{4} * (c.kv_heads + 1) * c.count() * h.sequences));
-    if (rule.trigger == Trigger::interval) ledger.add("clock", Side::both, Scope::layer, Bytes(std::int64_t{4} * c.count() * h.sequences));
-    if (rule.trigger == Trigger::interval) prefill += Bytes(std::int64_t{4} * c.count() * h.sequences);
+    if (rule.allocate) ledger.add("limit", Side::both, Scope::layer, Bytes(std::int64_t{4} * c.count() * h.sequences));
+    if (rule.has_clock()) ledger.add("clock", Side::both, Scope::layer, Bytes(std::int64_t{4} * c.count() * h.sequences));
   }
   const std::int64_t element = bytes_of(stored.dtype);
   ledger.add("rows", Side::key, Scope::token, Bytes(counts.get("key_elements", expected_keys) * element));
   ledger.add("rows", Side::value, Scope::token, Bytes(counts.get("value_elements", expected_values) * element));
-  if (rule.keeps_words())
-    for (const Word& w : rule.words)
-      ledger.add(w.component, Side::both, Scope::token, Bytes(counts.get("kept_rows", expected_rows) * w.bytes));
   ledger.set_prefill(prefill);
   ledger.set_high_water(ledger.total() + beyond);
   return ledger;

@@ -18,8 +18,8 @@ inline constexpr std::array<std::string_view, 3> kGroupNames{"mean", "max", "sum
 inline constexpr std::array<std::string_view, 2> kWindowNames{"sum", "mean"};
 
 /// Scores that a wrapper can build on.
-enum class BaseScore : std::uint8_t { snapkv, keydiff, knorm };
-inline constexpr std::array<std::string_view, 3> kBaseNames{"snapkv", "keydiff", "knorm"};
+enum class BaseScore : std::uint8_t { snapkv, keydiff, knorm, tova };
+inline constexpr std::array<std::string_view, 4> kBaseNames{"snapkv", "keydiff", "knorm", "tova"};
 
 /// Settings of a score by the attention of the prompt's last queries; a page's Params derives from it and may set other
 /// defaults in its constructor.

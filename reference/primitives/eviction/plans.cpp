@@ -79,7 +79,7 @@ Plan decode_plan(const Rule& rule, const CacheShape& shape, const History& h, co
                    .call(layers * consumers));
       if (rule.trigger != Trigger::prompt_end && rule.learns()) {
         std::int64_t state = 0;
-        for (const Word& w : rule.words) state += w.bytes;
+        for (const Word& w : rule.words) state += w.size(c);
         plan.add(kernels::MassUpdate{.sequences = h.sequences, .kv_heads = c.kv_heads, .q_per_kv = c.q_per_kv(), .tokens = Tokens(rows),
                                      .state_bytes = state}
                      .call(layers));
@@ -115,6 +115,8 @@ Plan prefill_plan(const Rule& rule, const CacheShape& shape, const History& h) {
         rule.scorer.charge({.plan = plan, .c = c, .dtype = stored.dtype, .history = h, .rows = h.prompt, .prompt = true, .launches = layers});
       add_choice(plan, rule, c, h, h.prompt.value - rule.guarded(), kept - rule.guarded(), layers);
       add_compaction(plan, c, stored.dtype, h, kept, layers);
+      if (rule.rerotate && c.rope.rotary_dim > 0)
+        plan.add(kernels::RopeApply{.heads = std::int64_t{h.sequences} * c.kv_heads, .rows = kept, .dim = c.k_dim, .dtype = stored.dtype}.call(layers));
     }
   }
   return plan;

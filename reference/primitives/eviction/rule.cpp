@@ -85,6 +85,7 @@ std::optional<std::string> why_not(const Rule& rule, const CacheShape& shape) {
   if (rule.trigger == Trigger::overflow && rule.budget.value - rule.room.value < std::max<std::int64_t>(1, rule.guarded()))
     return cat("budget less the tokens that leave at once is ", rule.budget.value - rule.room.value,
                ", must be at least the tokens that always stay (", std::max<std::int64_t>(1, rule.guarded()), ")");
+  KV_ASSERT(!(rule.content_counts && rule.keeps_words() && !rule.words.empty()), "words are counted by the closed form");
   if (rule.scorer.window.value > 0)
     for (const LayerClass& c : shape.classes)
       if (c.attention_sink) return "learned sink logits: the scores of the window would need them after the prompt";

@@ -12,6 +12,7 @@
 
 #include "core/ledger.hpp"
 #include "core/plan.hpp"
+#include "reference/primitives/eviction/query_moments.hpp"
 #include "reference/primitives/token_cache.hpp"
 
 namespace kvatlas::eviction {
@@ -30,6 +31,7 @@ struct Scene {
   const TokenRows& rows;
   View<const float> queries;  // [q_heads, W, k_dim] after RoPE: the prompt's last ones, after it those of the step
   const RopeTable& rope;
+  const QueryMoments* moments = nullptr;  // of the prompt's queries, where the scorer asked for them
   bool prompt = true;         // the event at the end of the prompt
 };
 
@@ -49,19 +51,24 @@ struct Charge {
 };
 
 struct Scorer {
-  std::function<Scores(const Scene&)> score;
-  std::function<void(const Charge&)> charge;  // none: scoring is free
+  std::function<Scores(const Scene&)> score{};
+  std::function<void(const Charge&)> charge{};  // none: scoring is free
   Tokens window{0};             // newest queries of the prompt that are held until it ends
   Tokens unscored{0};           // newest slots that get no score
+  QueryMoments::Order moments = QueryMoments::Order::none;  // statistics of the prompt's queries before RoPE
+  Tokens moments_skip{0};       // first tokens that they leave out
   bool weights_leave = false;   // in decode steps the attention kernel hands out its weights
 };
 
 /// Attention weights of one query of one query head, as they come: what a state per slot learns from.
 struct Seen {
   TokenRows& rows;
+  const Place& place;
   int head;                 // row owner
   int q_head;
-  std::int64_t query;       // of the step
+  int head_in_group;
+  std::int64_t position;    // of the query
+  std::int64_t step;        // 0: a query of the prompt; 1, 2, ... after it where the rule counts steps
   std::int64_t first_slot;
   std::span<const float> weights;
 };
@@ -70,6 +77,8 @@ struct Seen {
 struct Word {
   std::string_view component;  // a literal
   int bytes = 4;
+  int bits_per_query_head = 0;  // of the group that reads the slot; rounded up to bytes together
+  int size(const LayerClass& c) const { return bytes + (bits_per_query_head * c.q_per_kv() + 7) / 8; }
 };
 
 enum class Trigger : std::uint8_t {
@@ -95,6 +104,17 @@ struct Rule {
   /// Slots of `candidates` that stay, k of them unless the record is data_dependent; none: top_k.
   std::function<Slots(std::span<const float> candidates, std::int64_t k)> select{};
 
+  /// Rows that a layer keeps, as the content tells when the prompt ends; none: the quota.
+  std::function<std::int64_t(const Scene&)> measure{};
+  /// What a layer asks for when the prompt ends, and how the layers, in the order of the model, then share `quota` rows a head on
+  /// average. A layer keeps to its number from then on (4 bytes a layer); 0: nothing had to leave, and the budget holds.
+  std::function<double(const Scene&)> weigh{};
+  std::function<Counts(const std::vector<double>& asked, std::int64_t rows)> allocate{};
+  /// Rows that a head keeps, of `rows` present: the first `sinks` and the newest. For rules without a score whose heads differ.
+  std::function<std::int64_t(const Place&, int head, std::int64_t rows)> head_budget{};
+  bool rerotate = false;        // when the prompt ends kept keys move to the positions 0, 1, ...; later tokens follow on
+  Tokens counts_steps{0};       // steps since the prompt are counted, up to so many (a clock of 4 bytes a layer); 0: not at all
+
   Trigger trigger = Trigger::prompt_end;
   Tokens interval{1};
   Tokens room{0};
@@ -109,6 +129,7 @@ struct Rule {
   /// Rows that a head keeps on average when `rows` are present.
   std::int64_t quota(const Place& place, std::int64_t rows) const;
   bool learns() const { return static_cast<bool>(observe); }
+  bool has_clock() const { return counts_steps.value > 0 || trigger == Trigger::interval; }
   bool keeps_words() const { return trigger != Trigger::prompt_end; }
 };
 

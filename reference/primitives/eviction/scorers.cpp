@@ -1,13 +1,9 @@
 #include "reference/primitives/eviction/scorers.hpp"
 
-#include <algorithm>
-#include <cmath>
-
-#include "core/arith.hpp"
 #include "core/errors.hpp"
 #include "core/kernels/select.hpp"
-#include "core/parallel.hpp"
 #include "reference/primitives/attention.hpp"
+#include "reference/primitives/eviction/per_head.hpp"
 
 namespace kvatlas::eviction {
 
@@ -25,22 +21,6 @@ void charge_rows(const Charge& to, int dim, int passes) {
 
 namespace {
 
-/// score(head) for every row owner.
-template <class F>
-Scores of_heads(const Scene& scene, F score) {
-  Scores scores(static_cast<std::size_t>(scene.rows.heads()));
-  parallel_for(scene.rows.heads(), [&](std::int64_t h) { scores[static_cast<std::size_t>(h)] = score(static_cast<int>(h)); });
-  return scores;
-}
-
-float norm(std::span<const float> row) { return std::sqrt(num::lane_dot(row, row)); }
-
-std::vector<float> norms_of(const Array& rows) {
-  std::vector<float> out(static_cast<std::size_t>(rows.dims()[0]));
-  for (std::size_t t = 0; t < out.size(); ++t) out[t] = norm(rows.view().row(static_cast<std::int64_t>(t)));
-  return out;
-}
-
 std::vector<float> difference_scores(const Array& keys) {
   const std::int64_t n = keys.dims()[0], dim = keys.dims()[1];
   const std::vector<float> norms = norms_of(keys);
@@ -52,7 +32,7 @@ std::vector<float> difference_scores(const Array& keys) {
   }
   std::vector<float> anchor(sum.size());
   for (std::size_t i = 0; i < sum.size(); ++i) anchor[i] = static_cast<float>(sum[i] / static_cast<double>(n));
-  const float anchor_norm = num::max(norm(anchor), 1e-8F);
+  const float anchor_norm = num::max(norm_of(anchor), 1e-8F);
   std::vector<float> scores(static_cast<std::size_t>(n));
   for (std::int64_t t = 0; t < n; ++t) {
     const auto at = static_cast<std::size_t>(t);
@@ -62,9 +42,9 @@ std::vector<float> difference_scores(const Array& keys) {
 }
 
 /// Adds the weights of one query over all rows of one head.
-void add_weights(const LayerClass& c, std::span<const float> q, const Array& keys, std::vector<std::uint64_t>& mass) {
+void add_weights(const LayerClass& c, std::span<const float> q, View<const float> keys, std::vector<std::uint64_t>& mass) {
   std::vector<float> x(mass.size()), p(mass.size());
-  logits(q, keys.view(), logit_scale(c), x);
+  logits(q, keys, logit_scale(c), x);
   softmax_weights(x, softmax_part(x, View<const float>(nullptr, {static_cast<std::int64_t>(x.size()), 0})), p);
   for (std::size_t t = 0; t < mass.size(); ++t) mass[t] += num::to_mass(p[t]);
 }
@@ -99,6 +79,29 @@ Scorer window_attention(Tokens window, const ScoreReduce& reduce) {
           .unscored = window};
 }
 
+Scorer position_weighted_attention(Tokens window, bool by_position) {
+  return {.score = [by_position](const Scene& scene) {
+            return of_heads(scene, [&](int h) {
+              const Array keys = scene.rows.keys(h);
+              const std::int64_t n = keys.dims()[0], queries = scene.queries.dim(1);
+              std::vector<std::uint64_t> total(static_cast<std::size_t>(n - queries));
+              for (std::int64_t i = 0; i < queries; ++i) {
+                std::vector<std::uint64_t> mass(static_cast<std::size_t>(n - queries + i + 1));
+                const View<const float> seen = keys.view().slice(0, 0, n - queries + i + 1);
+                for (int g = 0; g < scene.c.q_per_kv(); ++g) add_weights(scene.c, scene.queries.row(h * scene.c.q_per_kv() + g, i), seen, mass);
+                const std::uint64_t weight = by_position ? static_cast<std::uint64_t>(n - queries + i) : 1;
+                for (std::size_t t = 0; t < total.size(); ++t) total[t] += mass[t] * weight;
+              }
+              std::vector<float> scores;
+              for (const std::uint64_t m : total) scores.push_back(num::from_mass(m) / static_cast<float>(queries) / static_cast<float>(scene.c.q_per_kv()));
+              return scores;
+            });
+          },
+          .charge = [window](const Charge& to) { charge_window(to, window); },
+          .window = window,
+          .unscored = window};
+}
+
 Scorer last_attention() {
   return {.score = [](const Scene& scene) {
             std::vector<std::vector<std::uint64_t>> masses(static_cast<std::size_t>(scene.rows.heads()));
@@ -107,7 +110,7 @@ Scorer last_attention() {
               auto& mass = masses[static_cast<std::size_t>(h)];
               mass.resize(static_cast<std::size_t>(keys.dims()[0]));
               for (std::int64_t g = 0; g < scene.c.q_per_kv(); ++g)
-                add_weights(scene.c, scene.queries.row(h * scene.c.q_per_kv() + g, scene.queries.dim(1) - 1), keys, mass);
+                add_weights(scene.c, scene.queries.row(h * scene.c.q_per_kv() + g, scene.queries.dim(1) - 1), keys.view(), mass);
             });
             std::vector<float> mean(masses.front().size());
             for (std::size_t t = 0; t < mean.size(); ++t) {
@@ -132,6 +135,16 @@ Scorer last_attention() {
 
 Scorer scorer_of(BaseScore base, const WindowParams& window) {
   if (base == BaseScore::knorm) return key_norm();
+  if (base == BaseScore::tova) {
+    Scorer last = last_attention();
+    last.unscored = 1_tok;
+    last.score = [all = last.score](const Scene& scene) {
+      Scores scores = all(scene);
+      for (auto& head : scores) head.pop_back();
+      return scores;
+    };
+    return last;
+  }
   return base == BaseScore::keydiff ? key_difference() : window_attention(window.observation_window, window.reduce());
 }
 

@@ -17,10 +17,14 @@ Scorer key_difference();
 /// Attention of the prompt's last `window` queries; their own slots get no score (window_masses, reduce_masses).
 Scorer window_attention(Tokens window, const ScoreReduce& reduce);
 
+/// The same, unpooled, every query's weights times its position: a query that sees more tokens gives each of them less. Fixed point,
+/// one conversion, / window, / group.
+Scorer position_weighted_attention(Tokens window, bool by_position);
+
 /// Attention of the newest query, its own slot included: mean over all query heads, one set of scores for all row owners.
 Scorer last_attention();
 
-/// The scorer that a wrapper of any head score was asked for.
+/// The scorer that a wrapper of any head score was asked for. With `tova` the newest slot gets no score and always stays.
 Scorer scorer_of(BaseScore base, const WindowParams& window);
 
 /// Pieces of `charge`: the kernel of window scores, and one that reads `passes` times the keys (or `dim` values a row).

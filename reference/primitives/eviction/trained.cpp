@@ -11,8 +11,12 @@ namespace {
 
 std::string text_of(const std::vector<std::int64_t>& dims) {
   std::string text = "[";
-  for (const std::int64_t d : dims) text += cat(text.size() > 1 ? ", " : "", d);
+  for (const std::int64_t d : dims) text += cat(text.size() > 1 ? ", " : "", d == 0 ? std::string("any") : cat(d));
   return text + "]";
+}
+
+bool fits(const std::vector<std::int64_t>& given, const std::vector<std::int64_t>& asked) {
+  return std::ranges::equal(given, asked, [](std::int64_t a, std::int64_t b) { return b == 0 || a == b; });
 }
 
 }  // namespace
@@ -27,7 +31,7 @@ std::map<int, NamedTensor> trained_by_layer(const OpenInputs& in, const CacheSha
       const std::string key = cat("layer", layer, ".", name);
       const auto found = in.trained->find(key);
       if (found == in.trained->end()) throw InvalidArgument(cat("trained file has no tensor \"", key, "\""));
-      if (found->second.dims != dims(c)) throw InvalidArgument(cat("tensor \"", key, "\" is ", text_of(found->second.dims), ", must be ", text_of(dims(c))));
+      if (!fits(found->second.dims, dims(c))) throw InvalidArgument(cat("tensor \"", key, "\" is ", text_of(found->second.dims), ", must be ", text_of(dims(c))));
       if (!std::ranges::all_of(found->second.values, [](float f) { return std::isfinite(f); }))
         throw InvalidArgument(cat("tensor \"", key, "\" must be finite"));
       parts[layer] = found->second;

@@ -9,7 +9,7 @@
 
 namespace kvatlas::eviction {
 
-/// Tensors "layer<l>.<name>" of all layers that hold rows, by layer; nothing where formulas call without a file.
+/// Tensors "layer<l>.<name>" of all layers that hold rows, by layer; nothing where formulas call without a file. A dim of 0 allows any size.
 /// throws InvalidArgument for a missing tensor, one of another size than `dims` says, or values that are not finite
 std::map<int, NamedTensor> trained_by_layer(const OpenInputs& in, const CacheShape& shape, std::string_view name,
                                             const std::function<std::vector<std::int64_t>(const LayerClass&)>& dims);
