@@ -1,5 +1,7 @@
 #include "core/errors.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <vector>
 
@@ -49,6 +51,28 @@ std::string unknown_name(std::string_view kind, std::string_view word, std::span
 }
 
 namespace detail {
+void Piece::append_to(std::string& out) const {
+  const auto number = [&out](auto value) {
+    fmt::memory_buffer digits;
+    fmt::format_to(fmt::appender(digits), "{}", value);
+    out.append(digits.data(), digits.size());
+  };
+  switch (kind_) {
+    case Kind::text: out += text_; break;
+    case Kind::character: out += character_; break;
+    case Kind::integer: number(integer_); break;
+    case Kind::natural: number(natural_); break;
+    case Kind::single: number(single_); break;
+    case Kind::real: number(real_); break;
+  }
+}
+
+std::string joined(std::span<const Piece> pieces) {
+  std::string out;
+  for (const Piece& p : pieces) p.append_to(out);
+  return out;
+}
+
 void assert_failed(const char* condition, const char* sentence, const char* file, int line) {
   throw std::logic_error(cat("kvatlas is wrong: ", sentence, " (", condition, ", ", file, ":", line, ")"));
 }

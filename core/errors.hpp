@@ -1,9 +1,9 @@
-// The four ways in which a caller or the environment can be wrong, one way in which we are, and the door to formatting.
+// The four ways in which a caller or the environment can be wrong, one way in which we are, and how sentences are put together.
 #pragma once
 
-#include <fmt/format.h>
-
-#include <iterator>
+#include <array>
+#include <concepts>
+#include <cstdint>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -29,12 +29,52 @@ class DeviceError : public Error {  // a GPU or its driver
   using Error::Error;
 };
 
-/// Concatenates anything that {fmt} can print into one string.
+namespace detail {
+
+/// One argument of cat() with its type erased: how it is spelled is compiled once, and not in every file.
+class Piece {
+ public:
+  Piece(std::string_view text) : kind_(Kind::text), text_(text) {}
+  Piece(const std::string& text) : kind_(Kind::text), text_(text) {}
+  Piece(const char* text) : kind_(Kind::text), text_(text) {}
+  template <std::integral T>
+  Piece(T value) {
+    if constexpr (std::same_as<T, bool>) {
+      kind_ = Kind::text, text_ = value ? "true" : "false";
+    } else if constexpr (std::same_as<T, char>) {
+      kind_ = Kind::character, character_ = value;
+    } else if constexpr (std::signed_integral<T>) {
+      kind_ = Kind::integer, integer_ = value;
+    } else {
+      kind_ = Kind::natural, natural_ = value;
+    }
+  }
+  Piece(float value) : kind_(Kind::single), single_(value) {}
+  Piece(double value) : kind_(Kind::real), real_(value) {}
+
+  void append_to(std::string& out) const;
+
+ private:
+  enum class Kind : std::uint8_t { text, character, integer, natural, single, real };
+  Kind kind_ = Kind::text;
+  std::string_view text_{};
+  union {
+    char character_;
+    std::int64_t integer_;
+    std::uint64_t natural_;
+    float single_;
+    double real_;
+  };
+};
+std::string joined(std::span<const Piece> pieces);
+
+}  // namespace detail
+
+/// Concatenates text, characters and numbers (shortest decimal form) into one string.
 template <class... Parts>
 std::string cat(const Parts&... parts) {
-  fmt::memory_buffer buffer;
-  (fmt::format_to(std::back_inserter(buffer), "{}", parts), ...);
-  return fmt::to_string(buffer);
+  const std::array<detail::Piece, sizeof...(Parts)> pieces{detail::Piece(parts)...};
+  return detail::joined(pieces);
 }
 
 /// The candidate closest to `word` by edit distance, or an empty view when none is close enough to be meant.

@@ -17,8 +17,9 @@ thread_local bool t_inside = false;
 void set_threads(int n) { g_threads.store(std::max(1, n)); }
 
 int threads() {
+  static const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));  // asking opens files
   const int n = g_threads.load();
-  return n > 0 ? n : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return n > 0 ? n : cores;
 }
 
 void parallel_for(std::int64_t n, const std::function<void(std::int64_t)>& body) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <boost/container/small_vector.hpp>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -71,12 +72,17 @@ class Plan {
     if (call.launches > 0) calls_.push_back(call);
   }
   void add(const Plan& other) { calls_.insert(calls_.end(), other.calls_.begin(), other.calls_.end()); }
+  /// Calls from the `from`th on serve `layers` of the `all` layers that they were made for; none for none.
+  void restrict(std::size_t from, int layers, int all) {
+    if (layers == 0) calls_.erase(calls_.begin() + static_cast<std::ptrdiff_t>(from), calls_.end());
+    for (std::size_t i = from; i < calls_.size(); ++i) calls_[i].launches = calls_[i].launches * layers / all;
+  }
   std::span<const KernelCall> calls() const { return {calls_.data(), calls_.size()}; }
   double read_bytes() const;
   double write_bytes() const;
 
  private:
-  boost::container::small_vector<KernelCall, 8> calls_;
+  boost::container::small_vector<KernelCall, 16> calls_;
 };
 
 }  // namespace kvatlas

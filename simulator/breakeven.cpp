@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fmt/core.h>
 #include <functional>
 #include <limits>
 #include <vector>
@@ -62,6 +63,11 @@ class Duel {
     return !q_.output || own_.workload({.prompt = context, .output = *q_.output, .concurrency = q_.batch}).feasible;
   }
   double gain(Tokens context, int batch) const { return gain(own_, other_, context, batch); }
+  /// Of `batch` requests, those that memory lets an evaluator run at once; a step always runs them all.
+  int in_flight(const Evaluator& e, Tokens context, int batch) const {
+    if (!q_.output) return batch;
+    return std::max(1, static_cast<int>(e.workload({.prompt = context, .output = *q_.output, .concurrency = batch}).concurrency));
+  }
 
   /// The same on a GPU with another memory bandwidth.
   double gain_at(double bandwidth) const {
@@ -88,12 +94,13 @@ std::string ms(double seconds) { return fmt::format("{:.3g} ms", seconds * 1e3);
 std::string Duel::reason(double gain) const {
   const std::string own = q_.deployment.recipe.canonical(), other = q_.against.canonical();
   const std::string where = cat("at ", q_.context.value, q_.output ? " prompt tokens and " : " tokens and batch ", q_.batch, q_.output ? " in flight" : "");
-  const StepFigures a = own_.step(q_.context, q_.batch), b = other_.step(q_.context, q_.batch);
+  const int mine = in_flight(own_, q_.context, q_.batch), others = in_flight(other_, q_.context, q_.batch);
+  const StepFigures a = own_.step(q_.context, mine), b = other_.step(q_.context, others);
   const auto change = [](const char* what, double from, double to) { return cat(what, " ", to >= from ? "+" : "-", ms(std::abs(to - from))); };
   const std::string parts = cat(change("attention", b.attention_s, a.attention_s), ", ", change("the method's own work", b.method_s, a.method_s), ", ",
                                 change("the rest", b.matrix_s + b.other_s, a.matrix_s + a.other_s));
   if (q_.output)
-    return cat(where, " ", own, gain <= 0 ? std::string(" serves nothing: it does not fit") : std::isinf(gain) ? cat(" serves what ", other, " has no memory for") : cat(" serves ", fmt::format("{:.3g}", gain), " times the requests/s of ", other), "; its decode step: ", parts, "; its prefill takes ",
+    return cat(where, " ", own, gain <= 0 ? std::string(" serves nothing: it does not fit") : std::isinf(gain) ? cat(" serves what ", other, " has no memory for") : cat(" serves ", fmt::format("{:.3g}", gain), " times the requests/s of ", other), mine == others ? "; its decode step: " : cat("; memory holds ", mine, " of them at once against ", others, "; its decode step: "), parts, "; its prefill takes ",
                ms(own_.prefill_s(q_.context, 1)), " against ", ms(other_.prefill_s(q_.context, 1)));
   return cat(where, " a step of ", own, " takes ", ms(a.step_s), " against ", ms(b.step_s), " of ", other, ": ", parts, "; matrices and overheads that no cache changes take ",
              fmt::format("{:.0f} %", 100 * (b.matrix_s + b.other_s) / b.step_s), " of the latter");
@@ -116,7 +123,8 @@ Breakeven breakeven(const BreakevenQuestion& q) {
   // Below 16 tokens there is nothing to compress; a gain below a thousandth is rounding of spans and pages.
   constexpr double kLeast = 1.001, kShortest = 16;
   double longest = static_cast<double>(q.longest.value);
-  const double largest = q.largest;
+  const double largest = std::max(c.in_flight(c.own(), q.context, q.largest), c.in_flight(c.other(), q.context, q.largest));
+  const std::string most = largest < q.largest ? cat(static_cast<int>(largest), ", the most that fits") : cat(q.largest);
   std::string limit;
   if (!c.can_serve(q.longest)) {
     std::int64_t fits = 0, over = q.longest.value;
@@ -144,18 +152,17 @@ Breakeven breakeven(const BreakevenQuestion& q) {
 
   const Border batch = border_of([&](double n) { return at_batch(n) - kLeast; }, 1, largest, true);
   if (batch.at) out.batch = static_cast<std::int64_t>(*batch.at);
-  out.batch_why = batch.ahead_throughout ? cat("ahead at every batch from 1 to ", q.largest)
-                  : batch.at             ? cat("ahead from batch ", *out.batch, " on, as far as ", q.largest)
-                                         : cat("not ahead at batch ", q.largest, ": ", fmt::format("{:.3g}", at_batch(largest)), " times as fast");
+  out.batch_why = batch.ahead_throughout ? cat("ahead at every batch from 1 to ", most)
+                  : batch.at             ? cat("ahead from batch ", *out.batch, " on, as far as ", most)
+                                         : cat("not ahead at batch ", most, ": ", fmt::format("{:.3g}", at_batch(largest)), " times as fast");
 
   // Fewer bytes pay where memory is slow, fewer operations where it is fast.
-  const double now = *q.deployment.gpu.hbm_bandwidth.value, least = now / 32, most = now * 32;
-  const bool slow = c.gain_at(least) > kLeast, fast = c.gain_at(most) > kLeast;
+  const double now = *q.deployment.gpu.hbm_bandwidth.value, slowest = now / 32, fastest = now * 32;
+  const bool slow = c.gain_at(slowest) > kLeast, fast = c.gain_at(fastest) > kLeast;
   if (slow == fast) {
-    out.bandwidth_why = cat(slow ? "ahead" : "not ahead", " at every bandwidth from ", fmt::format("{:.0f}", least / 1e9), " to ", fmt::format("{:.0f} GB/s", most / 1e9));
-    out.wins_below = slow;
+    out.bandwidth_why = cat(slow ? "ahead" : "not ahead", " at every bandwidth from ", fmt::format("{:.0f}", slowest / 1e9), " to ", fmt::format("{:.0f} GB/s", fastest / 1e9));
   } else {
-    double ahead = slow ? least : most, behind = slow ? most : least;
+    double ahead = slow ? slowest : fastest, behind = slow ? fastest : slowest;
     for (int i = 0; i < 40; ++i) {
       const double middle = std::sqrt(ahead * behind);
       (c.gain_at(middle) > kLeast ? ahead : behind) = middle;

@@ -25,7 +25,7 @@ struct BreakevenQuestion {
 struct Breakeven {
   std::optional<std::int64_t> context, batch;  // from here on the method stays ahead
   std::optional<double> bandwidth;             // bytes/s at which both are equal
-  bool wins_below = true;                      // the side of that bandwidth on which the method is ahead
+  std::optional<bool> wins_below;              // the side of that bandwidth on which the method is ahead; absent with it
   double gain = 0;                             // at the asked context and batch: other time over own (step), own rate over the other's (workload)
   std::string context_why, batch_why, bandwidth_why, reason;
   Evidence evidence = Evidence::extrapolated;

@@ -1,9 +1,11 @@
 #include "simulator/calibration.hpp"
 
 #include <algorithm>
+#include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
 #include "core/errors.hpp"
+#include "core/io/file.hpp"
 
 namespace kvatlas::sim {
 
@@ -90,6 +92,13 @@ int Calibration::deployed_profile(KernelFamily family, std::string_view engine, 
   throw InvalidArgument(cat("calibration: no ", name_of(family), " profile serves 16-bit values at ", group, " query heads a kv head"));
 }
 
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  const std::size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : 0.5 * (values[middle - 1] + values[middle]);
+}
+
 GpuConstants Calibration::constants_of(const Gpu& gpu) const {
   if (const int own = find_gpu(gpu.slug); own >= 0) return gpus[static_cast<std::size_t>(own)];
   GpuConstants out{.gpu = gpu.slug, .compute_capability = gpu.compute_capability};
@@ -106,8 +115,7 @@ GpuConstants Calibration::constants_of(const Gpu& gpu) const {
     for (std::size_t i = 0; i < kGpuConstants; ++i) {
       std::vector<double> values;
       for (const GpuConstants* g : near) values.push_back(g->c[i]);
-      std::sort(values.begin(), values.end());
-      out.c[i] = 0.5 * (values[(values.size() - 1) / 2] + values[values.size() / 2]);
+      out.c[i] = median(std::move(values));
     }
     return out;
   }
@@ -124,6 +132,12 @@ double Calibration::rate_of(std::string_view capability, double fallback) const 
 const Calibration& shipped_calibration() {
   static const Calibration calibration = calibration_from_text(embedded_data("calibration.json"));
   return calibration;
+}
+
+Calibration load_calibration(const std::string& path) try {
+  return calibration_from_text(io::read_text(path));
+} catch (const InvalidArgument& e) {
+  throw InvalidArgument(cat(path, ": ", e.what()));
 }
 
 Calibration calibration_from_text(std::string_view text) {

@@ -107,7 +107,12 @@ struct Calibration {
 const Calibration& shipped_calibration();
 /// throws InvalidArgument naming the field
 Calibration calibration_from_text(std::string_view json);
+/// A file that calibrate wrote. throws IoError, InvalidArgument naming the file and the field
+Calibration load_calibration(const std::string& path);
 std::string to_text(const Calibration& calibration);
+
+/// The middle value, or the mean of the two in the middle; 0 of none.
+double median(std::vector<double> values);
 
 /// "data/calibration.json" and samples of published timings, embedded at build.
 std::string_view embedded_data(std::string_view name);

@@ -20,7 +20,6 @@ struct Cut {
   double items, entries;
 };
 Cut cut(const Profile& p, double heads, double length, double sms) {
-  // Contexts of a running batch differ, so a last tile counts for what it holds: published timings are of whole tiles.
   const double tile = p.tile, blocks = std::max(1.0, length / tile);
   double items = 1;
   switch (p.split) {
@@ -32,6 +31,28 @@ Cut cut(const Profile& p, double heads, double length, double sms) {
   items = std::clamp(items, 1.0, blocks);
   const double tiles = up(blocks / items);
   return {blocks / tiles, std::min(length, tiles * tile)};
+}
+
+/// The most heads that are still cut into one item more (or tiles of one block less) than `heads` are; 0 without one.
+double heads_of_finer_cut(const Profile& p, double heads, double length, double sms) {
+  constexpr double kBelow = 1 - 1e-6;
+  const double blocks = std::max(1.0, length / p.tile), slots = p.waves * sms;
+  switch (p.split) {
+    case SplitRule::none: return 0;
+    case SplitRule::ceil: {
+      const double items = up(slots / heads);
+      return items < blocks ? slots / std::max(1.0, items) * kBelow : 0;
+    }
+    case SplitRule::floor: {
+      const double items = std::max(1.0, std::floor(slots / heads));
+      return items < blocks ? slots / (items + 1) * kBelow : 0;
+    }
+    case SplitRule::even: {
+      const double each = up(blocks * heads / (sms / p.waves));
+      return (each - 1) * (sms / p.waves) / blocks;
+    }
+  }
+  return 0;
 }
 
 }  // namespace
@@ -62,10 +83,12 @@ DecodeWork decode_work(const KernelCall& call) {
 double DecodeTerms::seconds() const {
   SmoothMax body;
   for (const double s : {bytes, items, starts, values, tensor, vector}) body.add(s);
-  return launch + split + body.value();
+  return launch + split + held + body.value();
 }
 
-DecodeTerms decode_terms(const Machine& m, const GpuConstants& g, const Profile& p, const DecodeWork& w, double l2_fill, double rate) {
+namespace {
+
+DecodeTerms terms_of_cut(const Machine& m, const GpuConstants& g, const Profile& p, const DecodeWork& w, double l2_fill, double rate) {
   DecodeTerms t;
   const double query_tiles = up(w.group / p.query_tile), heads = w.heads * query_tiles;
   const Cut c = cut(p, heads, w.length, m.sms);
@@ -75,7 +98,8 @@ DecodeTerms decode_terms(const Machine& m, const GpuConstants& g, const Profile&
   const double stream = g.c[bandwidth_share] * m.bandwidth, l2 = std::max(stream, g.c[l2_ratio] * m.bandwidth);
   // Partial results of a cut head are written and read once; an uncut one writes its output.
   const double results = w.heads * w.group * (c.items > 1 ? c.items * (w.row_values + 2) * 8 : w.row_values * 2);
-  t.bytes = (w.bytes + results) * (warm / l2 + (1 - warm) / stream);
+  t.moved = w.bytes + results;
+  t.bytes = t.moved * (warm / l2 + (1 - warm) / stream);
   const double entry_bytes = w.bytes / (w.heads * w.length);
   const double sm_bandwidth = p.c[decode_sm_share] * g.c[sm_share] * m.bandwidth / m.sms * (1 + warm);
   t.items = t.load * (p.c[decode_item] * p.c[decode_serial] + c.entries * entry_bytes / sm_bandwidth);
@@ -86,6 +110,55 @@ DecodeTerms decode_terms(const Machine& m, const GpuConstants& g, const Profile&
   t.launch = p.c[decode_launch];
   t.split = c.items > 1 ? p.c[decode_split] : 0;
   return t;
+}
+
+}  // namespace
+
+namespace {
+
+DecodeWork scaled(DecodeWork w, double share) {
+  for (double* x : {&w.bytes, &w.values, &w.tensor_flops, &w.vector_flops}) *x *= share;
+  return w;
+}
+
+/// The terms at a length; where a smaller batch is cut once more and takes longer, its time: no batch is faster than a smaller one.
+DecodeTerms terms_at_length(const Machine& m, const GpuConstants& g, const Profile& p, const DecodeWork& w, double l2_fill, double rate) {
+  DecodeTerms t = terms_of_cut(m, g, p, w, l2_fill, rate);
+  const double tiles = up(w.group / p.query_tile), finer = heads_of_finer_cut(p, w.heads * tiles, w.length, m.sms) / tiles;
+  // Half the batch is never slower, so only a cut nearby matters.
+  if (finer <= 0.5 * w.heads || finer >= w.heads) return t;
+  const double share = finer / w.heads;
+  DecodeWork less = scaled(w, share);
+  less.heads = finer;
+  t.held = std::max(0.0, terms_of_cut(m, g, p, less, l2_fill * share, rate).seconds() - t.seconds());
+  return t;
+}
+
+/// Straight between the terms of two lengths, in every field and in the seconds: the smooth maximum of terms between is at most
+/// the seconds between, the rest is held.
+DecodeTerms between(const DecodeTerms& a, const DecodeTerms& b, double share) {
+  const auto mix = [&](double x, double y) { return x + share * (y - x); };
+  DecodeTerms t;
+  for (double DecodeTerms::*f : {&DecodeTerms::launch, &DecodeTerms::split, &DecodeTerms::bytes, &DecodeTerms::items, &DecodeTerms::starts,
+                                 &DecodeTerms::values, &DecodeTerms::tensor, &DecodeTerms::vector, &DecodeTerms::load, &DecodeTerms::item_entries, &DecodeTerms::moved})
+    t.*f = mix(a.*f, b.*f);
+  t.held = std::max(0.0, mix(a.seconds(), b.seconds()) - t.seconds());
+  return t;
+}
+
+}  // namespace
+
+DecodeTerms decode_terms(const Machine& m, const GpuConstants& g, const Profile& p, const DecodeWork& w, double l2_fill, double rate) {
+  // Contexts of a running batch differ, so a last tile counts for what it holds: published timings are of whole tiles.
+  const double blocks = w.length / p.tile, below = std::floor(blocks);
+  if (blocks <= 1 || blocks == below) return terms_at_length(m, g, p, w, l2_fill, rate);
+  const auto at = [&](double whole) {
+    const double share = whole / blocks;
+    DecodeWork other = scaled(w, share);
+    other.length = whole * p.tile;
+    return terms_at_length(m, g, p, other, l2_fill * share, rate);
+  };
+  return between(at(below), at(below + 1), blocks - below);
 }
 
 PrefillWork prefill_work(const KernelCall& call) {

@@ -27,9 +27,11 @@ DecodeWork decode_work(const KernelCall& call);
 
 struct DecodeTerms {
   double launch = 0, split = 0;               // added
+  double held = 0;                            // added: what a smaller batch's cut and the whole tiles about this length take longer
   double bytes = 0, items = 0, starts = 0, values = 0, tensor = 0, vector = 0;  // joined by a smooth maximum
   double load = 0;                            // items of the busiest SM
   double item_entries = 0;                    // entries of one item
+  double moved = 0;                           // bytes that `bytes` is the time of
   double seconds() const;
 };
 /// `l2_fill`: the data over L2 when a repeated call may find it there, huge when it is cold. `rate`: values an SM converts in one clock.

@@ -56,13 +56,16 @@ double bits_per_weight(WeightFormat format) {
   return 16;
 }
 
-WeightFormat parse_weight_format(std::string_view text) {
+std::vector<std::string_view> weight_format_names() {
   std::vector<std::string_view> names;
-  for (const FormatRow& r : kFormats) {
+  for (const FormatRow& r : kFormats) names.emplace_back(r.name);
+  return names;
+}
+
+WeightFormat parse_weight_format(std::string_view text) {
+  for (const FormatRow& r : kFormats)
     if (text == r.name) return r.format;
-    names.emplace_back(r.name);
-  }
-  throw InvalidArgument(unknown_name("weight format", text, names));
+  throw InvalidArgument(unknown_name("weight format", text, weight_format_names()));
 }
 
 std::span<const Engine> all_engines() { return kEngines; }

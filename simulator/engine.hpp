@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "core/units.hpp"
 
@@ -14,6 +15,7 @@ const char* name_of(WeightFormat format);
 double bits_per_weight(WeightFormat format);  // scales included
 /// throws InvalidArgument with a suggestion
 WeightFormat parse_weight_format(std::string_view text);
+std::vector<std::string_view> weight_format_names();
 
 struct Engine {
   const char* slug;

@@ -1,5 +1,6 @@
 // Breakdowns: the parts of a step or a prompt with what bounds each, and every figure with its numbers put in.
 #include <algorithm>
+#include <fmt/core.h>
 
 #include "core/errors.hpp"
 #include "simulator/step_model.hpp"
@@ -37,14 +38,14 @@ std::string kernel_formula(const KernelModel& model, const KernelCall& call) {
   const KernelTime time = model.time(call);
   if (call.kernel == KernelId::transfer)
     return cat(name_of(call.kernel), " = ", call.launches, " x (floor ", us(t.floor_s), " + max(copies, bytes over link) ", us(t.link_s), ")");
-  const std::string bytes = cat("bytes ", call.traffic.read_bytes + call.traffic.write_bytes, " B / ", fmt::format("{:.1f} GB/s", model.bandwidth() / 1e9),
-                                " = ", us(t.byte_s));
+  const std::string bytes = t.byte_s > 0 ? cat("bytes ", fmt::format("{:.0f} B / {:.1f} GB/s", t.moved, t.moved / t.byte_s / 1e9), " = ", us(t.byte_s)) : std::string("no bytes");
   if (t.added)
     return cat(name_of(call.kernel), " = ", call.launches, " x (launch ", us(t.floor_s), " + tensor ", us(t.tensor_s), " + exponentials ", us(t.vector_s),
                " + longest tile ", us(t.item_s), " + ", bytes, " + item starts ", us(t.start_s), ") = ", us(time.ideal_s * call.launches), ", profile ",
                model.prefill_profile().name, ", bound by ", name_of(time.bound));
   const bool attention = call.kernel == KernelId::decode_attention || call.kernel == KernelId::shared_attention;
   return cat(name_of(call.kernel), " = ", call.launches, " x (floor ", us(t.floor_s), t.split_s > 0 ? cat(" + split ", us(t.split_s)) : std::string{},
+             t.held_s > 0 ? cat(" + held ", us(t.held_s), " by cuts nearby") : std::string{},
              " + smooth maximum of ", bytes, ", busiest SM ", us(t.item_s), ", item starts ", us(t.start_s), ", values ", us(t.value_s),
              t.released_value_s > t.value_s ? cat(" (released class ", us(t.released_value_s), ")") : std::string{}, ", tensor ", us(t.tensor_s),
              ", vector ", us(t.vector_s), ") = ", us(time.ideal_s * call.launches),

@@ -262,9 +262,8 @@ ErrorFigures error_figures(std::vector<double> errors) {
   std::sort(errors.begin(), errors.end());
   for (const double e : errors) out.mean += e;
   out.mean /= static_cast<double>(errors.size());
-  const auto at = [&](double q) { return errors[static_cast<std::size_t>(q * static_cast<double>(errors.size() - 1) + 0.5)]; };
-  out.median = at(0.5);
-  out.p90 = at(0.9);
+  out.p90 = errors[static_cast<std::size_t>(std::ceil(0.9 * static_cast<double>(errors.size()))) - 1];
+  out.median = median(std::move(errors));
   return out;
 }
 

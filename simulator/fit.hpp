@@ -21,7 +21,7 @@ Prediction predict(const Calibration& calibration, const Measurement& row);
 /// The 80% interval of a prediction as factors.
 std::pair<double, double> interval_factors(const Calibration& calibration, KernelFamily family, Evidence evidence);
 
-/// Absolute percentage errors, as fractions.
+/// Absolute percentage errors, as fractions; p90 is nearest-rank.
 struct ErrorFigures {
   double median = 0, mean = 0, p90 = 0;
   std::int64_t rows = 0;

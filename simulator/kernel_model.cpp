@@ -62,7 +62,7 @@ KernelTerms KernelModel::decode_call(const KernelCall& call) const {
   const DecodeWork work = decode_work(call);
   const DecodeTerms d = decode_terms(machine_, constants_, decode_profile(call), work, warm_ ? work.bytes / machine_.l2_bytes : kCold, r.ideal);
   KernelTerms t{.floor_s = (floor_ > 0 ? floor_ : d.launch) + extra_launch_, .item_s = d.items, .start_s = d.starts, .byte_s = d.bytes,
-                .value_s = d.values, .released_value_s = d.values, .tensor_s = d.tensor, .vector_s = d.vector, .link_s = 0, .split_s = d.split};
+                .value_s = d.values, .released_value_s = d.values, .tensor_s = d.tensor, .vector_s = d.vector, .link_s = 0, .split_s = d.split, .held_s = d.held, .moved = d.moved};
   // CUDA-core kernels pay each value once for every query head that shares it: 2 flops a value and head.
   if (r.released > 0 && ops.values > 0)
     t.released_value_s = d.values * std::max(1.0, std::max(1.0, ops.tensor_flops / (2.0 * static_cast<double>(ops.values))) * r.ideal / r.released);
@@ -70,9 +70,10 @@ KernelTerms KernelModel::decode_call(const KernelCall& call) const {
 }
 
 KernelTerms KernelModel::prefill_call(const KernelCall& call) const {
-  const PrefillTerms p = prefill_terms(machine_, constants_, prefill_, prefill_work(call));
+  const PrefillWork work = prefill_work(call);
+  const PrefillTerms p = prefill_terms(machine_, constants_, prefill_, work);
   return {.floor_s = (floor_ > 0 ? floor_ : p.launch) + extra_launch_, .item_s = p.tile, .start_s = p.items, .byte_s = p.bytes, .tensor_s = p.tensor,
-          .vector_s = p.exponentials, .added = true};
+          .vector_s = p.exponentials, .moved = work.bytes, .added = true};
 }
 
 KernelTerms KernelModel::terms(const KernelCall& call) const {
@@ -91,6 +92,7 @@ KernelTerms KernelModel::terms(const KernelCall& call) const {
   }
   const double active = std::min(1.0, items / machine_.sms);
   const bool warm = warm_ && bytes < machine_.l2_bytes * constants_.c[l2_share];
+  t.moved = bytes;
   t.byte_s = bytes / (warm ? std::max(bandwidth(), machine_.bandwidth * constants_.c[l2_ratio]) : bandwidth());
   // Little's law for one item: it has so many bytes in flight for each latency.
   t.item_s = bytes / items * (constant(C::dram_latency_s) / constant(C::item_bytes_in_flight));
@@ -118,8 +120,8 @@ KernelTime KernelModel::time(const KernelCall& call) const {
     SmoothMax released = body;
     body.add(t.value_s);
     released.add(t.released_value_s);
-    out.ideal_s = t.floor_s + t.split_s + body.value();
-    out.released_s = t.released_value_s > t.value_s ? t.floor_s + t.split_s + released.value() : out.ideal_s;
+    out.ideal_s = t.floor_s + t.split_s + t.held_s + body.value();
+    out.released_s = t.released_value_s > t.value_s ? t.floor_s + t.split_s + t.held_s + released.value() : out.ideal_s;
   }
   const double largest = std::max({t.item_s, t.start_s, t.byte_s, t.tensor_s, t.vector_s, t.value_s});
   // An item that streams at its SM's own limit is bound by memory as long as it is not the launch that dominates.

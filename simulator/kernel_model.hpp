@@ -23,7 +23,8 @@ struct KernelTime {
 
 /// The terms of one launch before they are joined, for explanations.
 struct KernelTerms {
-  double floor_s = 0, item_s = 0, start_s = 0, byte_s = 0, value_s = 0, released_value_s = 0, tensor_s = 0, vector_s = 0, link_s = 0, split_s = 0;
+  double floor_s = 0, item_s = 0, start_s = 0, byte_s = 0, value_s = 0, released_value_s = 0, tensor_s = 0, vector_s = 0, link_s = 0, split_s = 0, held_s = 0;
+  double moved = 0;    // bytes that byte_s is the time of
   bool added = false;  // the terms are added (prompt attention); else joined by a smooth maximum
 };
 

@@ -4,49 +4,30 @@
 #include <charconv>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <map>
-#include <optional>
-#include <sstream>
 
 #include "core/errors.hpp"
+#include "core/io/csv.hpp"
+#include "core/io/file.hpp"
 #include "core/kernels/attention.hpp"
 
 namespace kvatlas::sim {
 
 namespace {
 
-std::vector<std::string> cells_of(const std::string& line) {
-  std::vector<std::string> cells(1);
-  for (const char c : line) {
-    if (c == ',') {
-      cells.emplace_back();
-    } else if (c != '\r') {
-      cells.back() += c;
-    }
-  }
-  return cells;
-}
-
-/// The line that is being read, by column name.
+/// The row that is being read, by column name.
 class Row {
  public:
-  Row(const std::string& header, std::string file) : file_(std::move(file)) {
-    const std::vector<std::string> names = cells_of(header);
-    for (std::size_t i = 0; i < names.size(); ++i) at_[names[i]] = i;
-    width_ = names.size();
+  Row(const std::vector<std::string>& header, std::string_view file) : file_(file) {
+    for (std::size_t i = 0; i < header.size(); ++i) at_[header[i]] = i;
   }
   bool has(std::string_view column) const { return at_.contains(column); }
   void need(std::initializer_list<const char*> columns) const {
     for (const char* column : columns)
       if (!has(column)) throw InvalidArgument(cat(file_, ": column ", column, " is missing"));
   }
-  void read(const std::string& line, std::int64_t number) {
-    cells_ = cells_of(line);
-    line_ = number;
-    if (cells_.size() != width_) throw InvalidArgument(cat(file_, ": line ", number, " has ", cells_.size(), " cells, must have ", width_));
-  }
-  const std::string& text(std::string_view column) const { return cells_[at_.find(column)->second]; }
+  void read(const CsvRow& row) { row_ = &row; }
+  const std::string& text(std::string_view column) const { return row_->cells[at_.find(column)->second]; }
   double number(std::string_view column) const {
     const std::string& cell = text(column);
     double value = 0;
@@ -59,17 +40,32 @@ class Row {
     if (!(value > 0)) fail(column, "positive");
     return value;
   }
-  int count(std::string_view column) const { return static_cast<int>(positive(column)); }
+  /// A whole number, from 1 unless told; files write 128 or 128.0.
+  int count(std::string_view column, int least = 1) const {
+    constexpr int kMost = 1 << 26;
+    const double value = number(column);
+    if (value != std::floor(value) || value < least || value > kMost) fail(column, cat("a whole number from ", least, " to ", kMost));
+    return static_cast<int>(value);
+  }
+  /// Whether a number format is fp8, which beside bf16 is all that is known of a cache or its queries.
+  bool fp8(std::string_view column) const {
+    const std::string& name = text(column);
+    if (name != "fp8" && name != "bf16") fail(column, "bf16 or fp8");
+    return name == "fp8";
+  }
+  const Gpu& gpu() const try {
+    return find_gpu(text("gpu"));
+  } catch (const InvalidArgument& e) {
+    throw InvalidArgument(cat(file_, " line ", row_->line, ": gpu: ", e.what()));
+  }
   [[noreturn]] void fail(std::string_view column, std::string_view allowed) const {
-    throw InvalidArgument(cat(file_, ": line ", line_, ": ", column, " is \"", text(column), "\", must be ", allowed));
+    throw InvalidArgument(cat(file_, " line ", row_->line, ": ", column, " is \"", text(column), "\", must be ", allowed));
   }
 
  private:
   std::string file_;
   std::map<std::string, std::size_t, std::less<>> at_;
-  std::vector<std::string> cells_;
-  std::size_t width_ = 0;
-  std::int64_t line_ = 0;
+  const CsvRow* row_ = nullptr;
 };
 
 struct Heads {
@@ -83,10 +79,10 @@ Heads heads_of(const Row& row) {
 
 void read_decode(const Row& row, Measurement& m) {
   const Heads h = heads_of(row);
-  const double context = row.positive("context"), window = row.number("window");
-  const Tokens tokens(static_cast<std::int64_t>(window > 0 ? std::min(window, context) : context));
+  const int context = row.count("context"), window = row.count("window", 0);
+  const Tokens tokens(window > 0 ? std::min(window, context) : context);
   const std::int64_t batch = row.count("batch");
-  const bool fp8 = row.text("kv_dtype") == "fp8";
+  const bool fp8 = row.fp8("kv_dtype");
   const CodeFormat format = fp8 ? CodeFormat{.kind = CodeKind::fp8, .bits = 8} : CodeFormat::plain(Dtype::bf16);
   const KernelCall call = kernels::DecodeAttention{.sequences = batch, .kv_heads = h.kv, .q_per_kv = h.query / h.kv, .k_dim = h.dim, .v_dim = h.dim,
                                                    .tokens = tokens, .k_format = format, .v_format = format}
@@ -96,7 +92,7 @@ void read_decode(const Row& row, Measurement& m) {
   m.bits = format.bits;
   m.group = h.query / h.kv;
   m.batch = static_cast<double>(batch);
-  m.length = context;
+  m.length = static_cast<double>(context);
   m.bytes = static_cast<double>(tokens.value * batch * h.kv * 2 * h.dim * format.bits / 8);
   m.flops = work.tensor_flops;
   m.l2_fill = m.bytes / *m.gpu->l2_bytes.value;
@@ -115,7 +111,8 @@ void read_prefill(const Row& row, Measurement& m) {
                               .call(1);
   m.family = KernelFamily::prefill;
   // Products in fp8 (q_dtype) and a cache in fp8 (kv_dtype) are different kernels.
-  m.bits = row.has("q_dtype") && row.text("q_dtype") == "fp8" ? 4 : row.text("kv_dtype") == "fp8" ? 8 : 16;
+  const bool fp8 = row.fp8("kv_dtype");
+  m.bits = row.has("q_dtype") && row.fp8("q_dtype") ? 4 : fp8 ? 8 : 16;
   m.group = h.query / h.kv;
   m.batch = static_cast<double>(batch);
   m.length = static_cast<double>(tokens);
@@ -124,7 +121,7 @@ void read_prefill(const Row& row, Measurement& m) {
   m.flops = call.operations.tensor_flops;
   m.subset = m.seconds < 50e-6 ? Subset::overhead : Subset::cold;
   m.shape = cat(h.query, "/", h.kv, " heads of ", h.dim);
-  m.text = cat(m.shape, ", batch ", batch, ", ", tokens, " tokens, ", row.text("kv_dtype"));
+  m.text = cat(m.shape, ", batch ", batch, ", ", tokens, " tokens, ", fp8 ? "fp8" : "bf16");
   m.work = work;
 }
 
@@ -137,7 +134,7 @@ void read_matrix(const Row& row, Measurement& m) {
   const std::string& name = row.text("gemm_dtype");
   const auto* format = std::find_if(std::begin(kFormats), std::end(kFormats), [&](const Format& f) { return name == f.name; });
   if (format == std::end(kFormats)) row.fail("gemm_dtype", "bf16, fp8, nvfp4, int8_wo or int4_wo");
-  MatrixWork w{.groups = 1, .m = row.positive("m"), .n = row.positive("n"), .k = row.positive("k"), .weight_bytes = format->weight_bytes,
+  MatrixWork w{.groups = 1, .m = 1.0 * row.count("m"), .n = 1.0 * row.count("n"), .k = 1.0 * row.count("k"), .weight_bytes = format->weight_bytes,
                .activation_bytes = format->activation_bytes};
   const double bf16 = *m.gpu->bf16_flops.value;
   if (name == "fp8") w.speedup = m.gpu->fp8_flops.or_else(bf16) / bf16;
@@ -167,72 +164,65 @@ const char* name_of(Subset subset) {
   return kNames[static_cast<std::size_t>(subset)];
 }
 
-std::vector<Measurement> read_measurements(std::istream& csv, const std::string& name) {
+std::vector<Measurement> read_measurements(std::string_view csv, std::string_view name) {
+  const CsvTable table = parse_csv(csv, name);
+  Row row(table.header, name);
+  row.need({"gpu", "measured_ms"});
+  const KernelFamily family = family_of(row);
+  switch (family) {
+    case KernelFamily::decode: row.need({"heads", "kv_heads", "head_dim", "window", "batch", "context", "kv_dtype"}); break;
+    case KernelFamily::prefill: row.need({"heads", "kv_heads", "head_dim", "batch", "seq_len", "kv_dtype"}); break;
+    case KernelFamily::matrix: row.need({"gemm_dtype", "m", "n", "k"}); break;
+  }
+  if (table.rows.empty()) throw InvalidArgument(cat(name, " has no rows below its header"));
   std::vector<Measurement> out;
-  std::optional<Row> row;
-  std::string line;
-  for (std::int64_t number = 1; std::getline(csv, line); ++number) {
-    if (line.empty() || line.front() == '#') continue;
-    if (!row) {
-      row.emplace(line, name);
-      row->need({"gpu", "measured_ms"});
-      switch (family_of(*row)) {
-        case KernelFamily::decode: row->need({"heads", "kv_heads", "head_dim", "window", "batch", "context", "kv_dtype"}); break;
-        case KernelFamily::prefill: row->need({"heads", "kv_heads", "head_dim", "batch", "seq_len", "kv_dtype"}); break;
-        case KernelFamily::matrix: row->need({"gemm_dtype", "m", "n", "k"}); break;
-      }
-      continue;
-    }
-    row->read(line, number);
+  for (const CsvRow& r : table.rows) {
+    row.read(r);
     Measurement m;
-    m.gpu_text = row->text("gpu");
-    m.gpu = &find_gpu(m.gpu_text);
-    if (row->has("framework")) m.framework = row->text("framework").substr(0, row->text("framework").find('-'));
-    if (row->has("kernel")) m.kernel = row->text("kernel");
-    m.seconds = row->positive("measured_ms") * 1e-3;
-    switch (family_of(*row)) {
-      case KernelFamily::decode: read_decode(*row, m); break;
-      case KernelFamily::prefill: read_prefill(*row, m); break;
-      case KernelFamily::matrix: read_matrix(*row, m); break;
+    m.gpu_text = row.text("gpu");
+    m.gpu = &row.gpu();
+    if (row.has("framework")) m.framework = row.text("framework").substr(0, row.text("framework").find('-'));
+    if (row.has("kernel")) m.kernel = row.text("kernel");
+    m.seconds = row.positive("measured_ms") * 1e-3;
+    switch (family) {
+      case KernelFamily::decode: read_decode(row, m); break;
+      case KernelFamily::prefill: read_prefill(row, m); break;
+      case KernelFamily::matrix: read_matrix(row, m); break;
     }
     out.push_back(std::move(m));
   }
-  if (!row) throw InvalidArgument(cat(name, ": is empty, must have a header line"));
   return out;
 }
 
 std::vector<Measurement> load_measurements(const std::vector<std::string>& paths, std::vector<std::string>& skipped) {
   std::vector<Measurement> out;
   const auto append = [&](std::vector<Measurement> rows) { std::move(rows.begin(), rows.end(), std::back_inserter(out)); };
+  const auto append_file = [&](const std::string& path) { append(read_measurements(io::read_text(path), path)); };
   if (paths.empty()) {
-    for (const char* name : {"decode_attention_sample.csv", "prefill_attention_sample.csv", "gemm_sample.csv"}) {
-      std::istringstream csv{std::string(embedded_data(name))};
-      append(read_measurements(csv, name));
-    }
+    for (const char* name : {"decode_attention_sample.csv", "prefill_attention_sample.csv", "gemm_sample.csv"}) append(read_measurements(embedded_data(name), name));
     return out;
   }
   for (const std::string& path : paths) {
     std::error_code none;
     if (!std::filesystem::is_directory(path, none)) {
-      std::ifstream csv(path);
-      if (!csv) throw IoError(cat(path, ": cannot be read"));
-      append(read_measurements(csv, path));
+      append_file(path);
       continue;
     }
     std::vector<std::string> files;
     for (const auto& entry : std::filesystem::directory_iterator(path))
       if (entry.path().extension() == ".csv") files.push_back(entry.path().string());
     std::sort(files.begin(), files.end());
+    bool any = false;
     for (const std::string& file : files) {
       const std::string stem = std::filesystem::path(file).stem().string();
       if (stem != "decode_attention" && stem != "prefill_attention" && stem != "gemm") {
         skipped.push_back(file);
         continue;
       }
-      std::ifstream csv(file);
-      if (!csv) throw IoError(cat(file, ": cannot be read"));
-      append(read_measurements(csv, file));
+      append_file(file);
+      any = true;
     }
+    if (!any) throw InvalidArgument(cat(path, " has none of decode_attention.csv, prefill_attention.csv, gemm.csv"));
   }
   return out;
 }

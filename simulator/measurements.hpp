@@ -1,8 +1,8 @@
 // Published kernel timings as work: one row of a CSV file in the documented columns becomes the input of a closed form.
 #pragma once
 
-#include <istream>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -34,10 +34,11 @@ struct Measurement {
 };
 
 /// Reads one file. The kind is told by its columns: gemm_dtype (matrix products), seq_len (prompt attention), else decode attention.
-/// Lines that start with # are comments. throws InvalidArgument naming line and field
-std::vector<Measurement> read_measurements(std::istream& csv, const std::string& name);
+/// throws InvalidArgument naming line and field, also for a file without rows
+std::vector<Measurement> read_measurements(std::string_view csv, std::string_view name);
 
-/// Files, or every *.csv of a folder with columns of a known kind (others are named in `skipped`); nothing given: the shipped samples.
+/// Files, or decode_attention.csv, prefill_attention.csv and gemm.csv of a folder (others are named in `skipped`); nothing given: the
+/// shipped samples.
 std::vector<Measurement> load_measurements(const std::vector<std::string>& paths, std::vector<std::string>& skipped);
 
 }  // namespace kvatlas::sim

@@ -1,6 +1,7 @@
 // Peak memory of one GPU: weights, workspace, cache in whole pages, and what a prompt holds before it is compressed.
 #include <algorithm>
 #include <cmath>
+#include <fmt/core.h>
 
 #include "core/errors.hpp"
 #include "simulator/step_model.hpp"
@@ -13,10 +14,12 @@ MemoryTerms StepModel::memory(Tokens prompt, Tokens context, int batch, Tokens s
   const int sequences = replica_batch(batch);
   // A sequence owns whole pages: the ledger of the rounded length is what the allocator hands out.
   const Tokens allocated(round_up(context.value, engine_->page.value));
+  // Before the first step the rest of the last page is room for the prompt's own form.
+  const Tokens asked = prompt == context ? allocated : prompt;
   // Where the stored bytes go up and down, the allocator keeps room for the most that a sequence ever holds.
   MemoryTerms m;
   m.weights = matrices_.weight_bytes() * stage_share_;
-  m.cache = static_cast<double>(recipe_.running_ledger(history(prompt, allocated - prompt, sequences, shared)).high_water().value) * stage_share_;
+  m.cache = static_cast<double>(recipe_.running_ledger(history(asked, allocated - asked, sequences, shared)).high_water().value) * stage_share_;
   // Prompts are processed one after the other, so one sequence at a time holds its uncompressed rows.
   const Ledger one = recipe_.running_ledger(history(prompt, Tokens(0), 1));
   m.prefill_extra = static_cast<double>((one.peak() - one.total()).value) * stage_share_;

@@ -1,6 +1,7 @@
 #include "simulator/step_model.hpp"
 
 #include <algorithm>
+#include <fmt/core.h>
 
 #include "core/errors.hpp"
 #include "simulator/constants.hpp"

@@ -82,7 +82,7 @@ std::vector<TimelineEvent> step_timeline(const Evaluator& evaluator, Tokens prom
 std::string timeline_json(const std::vector<TimelineEvent>& events, const std::string& title) {
   fmt::memory_buffer out;
   const auto put = [&](fmt::string_view format, const auto&... args) { fmt::vformat_to(std::back_inserter(out), format, fmt::make_format_args(args...)); };
-  put("{{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n");
+  put("{{\"displayTimeUnit\": \"ms\", \"otherData\": {{\"provenance\": \"computed\"}}, \"traceEvents\": [\n");
   put("{{\"name\": \"process_name\", \"ph\": \"M\", \"pid\": 1, \"args\": {{\"name\": \"{}\"}}}}", title);
   const char* tracks[] = {"layers", "kernels", "load", "unpack", "tensor", "vector", "link"};
   for (int t = 0; t < 7; ++t) put(",\n{{\"name\": \"thread_name\", \"ph\": \"M\", \"pid\": 1, \"tid\": {}, \"args\": {{\"name\": \"{}\"}}}}", t + 1, tracks[t]);

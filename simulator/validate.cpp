@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fmt/core.h>
 #include <map>
 
 #include "core/errors.hpp"
@@ -22,13 +23,6 @@ const char* kind_of(KernelFamily family) {
 std::string dtype_of(const Measurement& m) {
   if (m.family == KernelFamily::matrix) return m.kernel;
   return m.bits == 16 ? "bf16" : m.bits == 8 ? "fp8" : "fp8 products";
-}
-
-double median_of(std::vector<double> values) {
-  if (values.empty()) return 0;
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
 }
 
 /// How far the error of a row differs from that of the row nearest to it in the same cell.
@@ -71,8 +65,8 @@ ValidationRow summary(const std::vector<const Judged*>& rows) {
   out.ours = error_figures(std::move(ours));
   out.roofline = error_figures(std::move(roofline));
   out.scaled = error_figures(std::move(scaled));
-  out.bias = median_of(std::move(bias));
-  out.interval_width = median_of(std::move(width));
+  out.bias = median(std::move(bias));
+  out.interval_width = median(std::move(width));
   out.coverage = rows.empty() ? 0 : static_cast<double>(inside) / static_cast<double>(rows.size());
   out.noise = neighbour_noise(rows);
   return out;

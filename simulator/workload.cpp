@@ -2,6 +2,7 @@
 // those in flight. With c requests in flight, a cycle that finishes c of them costs c prefills and `output` steps.
 #include <algorithm>
 #include <cmath>
+#include <fmt/core.h>
 
 #include "core/errors.hpp"
 #include "simulator/step_model.hpp"

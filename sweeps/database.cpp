@@ -1,6 +1,7 @@
 #include "sweeps/database.hpp"
 
 #include <fcntl.h>
+#include <fmt/core.h>
 #include <sqlite3.h>
 #include <unistd.h>
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <fmt/core.h>
 #include <map>
 #include <memory>
 #include <set>

@@ -1,6 +1,7 @@
 #include "sweeps/recommend_why.hpp"
 
 #include <cctype>
+#include <fmt/core.h>
 
 #include "core/errors.hpp"
 

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <deque>
 #include <exception>
+#include <fmt/core.h>
 #include <mutex>
 #include <thread>
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
 #include "core/errors.hpp"
@@ -230,6 +231,7 @@ void Store::finish(const Run& run, bool complete) {
 }
 
 void build_index(Database& db) {
+  db.exec("PRAGMA threads=2");  // keys are sorted beside the scan that reads them
   constexpr const char* kCreate = "CREATE UNIQUE INDEX IF NOT EXISTS predictions_key ON predictions(key)";
   try {
     db.exec(kCreate);

@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <fmt/core.h>
 
 #include "core/errors.hpp"
 #include "reference/params.hpp"

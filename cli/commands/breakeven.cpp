@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fmt/core.h>
 #include <ostream>
 
 #include "cli/commands/command.hpp"
@@ -44,6 +45,9 @@ int run_breakeven(const Arguments& args, const Streams& io) {
   const auto parsed = parse(usage(), args, io);
   if (!parsed) return kDone;
   const Parsed& p = *parsed;
+  if (!p.has("output"))
+    for (const char* name : {"chunk", "gpu-memory-utilization", "dp"})
+      if (p.given(name)) throw UsageError(cat("--", name, " changes no single decode step, needs --output N"));
   const models::Model model = models::load_model(p.text("model"));
   sim::BreakevenQuestion q;
   q.deployment = read_deployment(p, model);
@@ -65,7 +69,7 @@ int run_breakeven(const Arguments& args, const Streams& io) {
   if (p.json()) {
     print(io, Json{{"model", model.slug}, {"gpu", sim::canonical(q.deployment.gpu)}, {"method", own}, {"against", other}, {"compared", q.output ? "requests per second" : "decode step"},
                    {"context", or_null(b.context)}, {"batch", or_null(b.batch)}, {"bandwidth_gbs", b.bandwidth ? Json(*b.bandwidth / 1e9) : Json(nullptr)},
-                   {"bandwidth_wins", b.wins_below ? "below" : "above"}, {"reason", b.reason}, {"context_why", b.context_why}, {"batch_why", b.batch_why},
+                   {"bandwidth_wins", b.wins_below ? Json(*b.wins_below ? "below" : "above") : Json(nullptr)}, {"reason", b.reason}, {"context_why", b.context_why}, {"batch_why", b.batch_why},
                    {"bandwidth_why", b.bandwidth_why}, {"asked", {{"context", q.context.value}, {"batch", q.batch}, {"output", q.output ? Json(q.output->value) : Json(nullptr)}}},
                    {"gain", std::isfinite(b.gain) ? Json(b.gain) : Json(nullptr)}, {"evidence", sim::name_of(b.evidence)}, {"warnings", warnings.json()}, {"provenance", "computed"}});
     return kDone;

@@ -1,11 +1,10 @@
 // calibrate: fit the predictor's constants to measured kernel timings, on this machine's or published ones.
-#include <fstream>
 #include <ostream>
-#include <sstream>
 
 #include "cli/commands/command.hpp"
 #include "cli/commands/support/options.hpp"
 #include "cli/commands/support/record.hpp"
+#include "core/io/file.hpp"
 #include "simulator/validate.hpp"
 
 namespace kvatlas::cli {
@@ -18,7 +17,7 @@ const Usage& usage() {
                        .options = {Option::list("measurements", "PATH", "a CSV file, or a folder with decode_attention.csv, prefill_attention.csv, gemm.csv"),
                                    Option::text("out", "FILE", "write the constants here"),
                                    Option::text("start", "FILE", "constants and kernel names to start from; without it the shipped ones"),
-                                   Option::choice("cross-validate", {"shapes", "lengths", "gpu"}, "also fit without whole shapes, lengths or GPUs and report their errors"),
+                                   Option::choice("cross-validate", {"shapes", "lengths", "gpu"}, "also fit with whole shapes, lengths or one GPU left out, and report the errors of the rows left out"),
                                    Option::flag("intervals", "fit the 80% intervals, too: three cross-validations")},
                        .note = "Robust least squares within physical bounds. GPUs and kernels that the start does not know are added. What no row reaches stays."};
   return u;
@@ -31,23 +30,14 @@ int run_calibrate(const Arguments& args, const Streams& io) {
   if (!parsed) return kDone;
   std::vector<std::string> paths = parsed->positional(), skipped;
   for (const std::string& p : parsed->list("measurements")) paths.push_back(p);
+  if (paths.empty()) throw UsageError("--measurements PATH is required: the shipped constants were fitted to more than the shipped sample");
   sim::Calibration start = sim::shipped_calibration();
-  if (parsed->has("start")) {
-    std::ifstream file(parsed->text("start"));
-    if (!file) throw IoError(cat(parsed->text("start"), ": cannot be read"));
-    std::stringstream text;
-    text << file.rdbuf();
-    start = sim::calibration_from_text(text.str());
-  }
+  if (parsed->has("start")) start = sim::load_calibration(parsed->text("start"));
   const std::vector<sim::Measurement> rows = sim::load_measurements(paths, skipped);
   for (const std::string& file : skipped) io.err << "not used: " << file << "\n";
   sim::Calibration fitted = sim::fit(start, rows);
   if (parsed->has("intervals")) fitted.intervals = sim::intervals_of(fitted, rows);
-  if (parsed->has("out")) {
-    std::ofstream file(parsed->text("out"));
-    file << sim::to_text(fitted);
-    if (!file.flush()) throw IoError(cat(parsed->text("out"), ": cannot be written"));
-  }
+  if (parsed->has("out")) io::write_text(parsed->text("out"), sim::to_text(fitted));
   Json folds = Json::array();
   std::string table;
   if (parsed->has("cross-validate")) {
@@ -59,10 +49,11 @@ int run_calibrate(const Arguments& args, const Streams& io) {
     table = cat("left-out rows, ", word, ":\n", sim::to_text(sim::validate(fitted, rows, false, &cv.predicted)));
   }
   if (parsed->json()) {
-    print(io, Json{{"parameters", fitted.coefficients()}, {"rows", rows.size()}, {"folds", folds}, {"provenance", "measured"}});
+    print(io, Json{{"parameters", fitted.coefficients()}, {"rows", rows.size()}, {"folds", folds}, {"measurements", "published or measured: as the files say"}, {"provenance", "computed"}});
     return kDone;
   }
-  io.out << rows.size() << " rows, " << fitted.coefficients() << " constants\n" << sim::to_text(sim::validate(fitted, rows, false)) << table;
+  io.out << rows.size() << " rows, " << fitted.coefficients() << " constants\n" << sim::to_text(sim::validate(fitted, rows, false)) << table
+         << "\nerrors are computed: predictions against timings that were measured by whoever wrote the files; rows that a fit has seen are no validation\n";
   return kDone;
 }
 

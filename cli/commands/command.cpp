@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <fmt/core.h>
 #include <ostream>
 
 #include "cli/commands/support/options.hpp"

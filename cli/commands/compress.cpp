@@ -2,6 +2,7 @@
 #include "reference/compose/compress.hpp"
 
 #include <filesystem>
+#include <fmt/core.h>
 #include <limits>
 #include <ostream>
 

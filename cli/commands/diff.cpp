@@ -1,4 +1,5 @@
 // diff: points whose figures differ between two stores; exit code 1 when one does by more than the threshold.
+#include <fmt/core.h>
 #include <ostream>
 
 #include "cli/commands/command.hpp"

@@ -59,7 +59,7 @@ int run_pareto(const Arguments& args, const Streams& io) {
   for (const Json p : points)
     table.add({spell_cell(p.at(query.x)), spell_cell(p.at(query.y)), p.at("model"), p.at("gpu"), spell_cell(p.at("context")), spell_cell(p.at("batch")), p.at("recipe")});
   table.print(io.out);
-  io.out << "\n" << points.size() << " points on the front (decode steps: prefill excluded)\n";
+  io.out << "\n" << points.size() << " points on the front (computed; decode steps: prefill excluded)\n";
   return kDone;
 }
 

@@ -2,6 +2,7 @@
 #include "sweeps/recommend.hpp"
 
 #include <algorithm>
+#include <fmt/core.h>
 #include <ostream>
 #include <sstream>
 
@@ -123,7 +124,7 @@ void print_text(const Streams& io, const Parsed& p, const sweep::RecommendReques
   if (unjudged > 0)
     warnings.push_back(cat("warning: quality of ", unjudged, " settings is unknown and was not judged; --min-quality with --db FILE would"));
   if (first != nullptr)
-    warnings.push_back(cat("warning: intervals are provisional (", sim::name_of(first->figures.evidence), ")",
+    warnings.push_back(cat("warning: figures are computed, their intervals provisional (", sim::name_of(first->figures.evidence), ")",
                            report.uncertain.empty() ? "" : cat("; ", report.uncertain.size(), " pairs among the first overlap: their order is not settled")));
   const std::size_t room = short_form && lines.size() + warnings.size() < kLines ? kLines - lines.size() - warnings.size() : report.excluded.size();
   // Whole methods before single settings of methods that are recommended at others.

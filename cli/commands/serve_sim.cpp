@@ -1,5 +1,6 @@
 // serve-sim: a serving engine simulated event by event: latencies, rates and goodput of a stream of requests.
 #include <algorithm>
+#include <fmt/core.h>
 #include <ostream>
 #include <span>
 
@@ -78,7 +79,7 @@ Json record_of(const sim::ServingReport& r, const sim::ServingSetup& setup, int 
           {"ttft_ms", percentiles_record(r.ttft)}, {"tpot_ms", percentiles_record(r.tpot)}, {"e2e_ms", percentiles_record(r.e2e)}, {"queue_ms", percentiles_record(r.queue)},
           {"requests_per_s", known(r.requests_per_s)}, {"throughput_tok_s", known(r.tokens_per_s)}, {"goodput_req_s", known(r.goodput_per_s)},
           {"slo", {{"ttft_ms", limit(setup.slo.ttft_s)}, {"tpot_ms", limit(setup.slo.tpot_s)}, {"met_share", known(r.good_share)}}},
-          {"preemptions", r.preemptions}, {"prefix_hit_rate", r.prefix_hit_rate}, {"duration_s", r.duration_s}, {"gpus", gpus}, {"gpu_hours", r.gpu_hours}, {"busy_share", r.busy_share},
+          {"preemptions", r.preemptions}, {"prefix_hit_rate", known(r.prefix_hit_rate)}, {"duration_s", known(r.duration_s)}, {"gpus", gpus}, {"gpu_hours", known(r.gpu_hours)}, {"busy_share", known(r.busy_share)},
           {"kv_tokens", r.kv_tokens}, {"cache_blocks", r.pool_blocks}, {"most_blocks_used", r.most_blocks_used}, {"passes", r.counts.passes},
           {"prefilled_tokens", r.counts.prefilled_tokens}, {"emitted_tokens", r.counts.emitted_tokens}, {"evidence", sim::name_of(r.evidence)}, {"provenance", "computed"}};
 }
@@ -96,6 +97,10 @@ void print_text(std::ostream& out, const sim::ServingReport& r, const sim::Servi
   out << "\n";
   line("completed", cat(spell_count(static_cast<double>(r.completed)), " of ", spell_count(static_cast<double>(r.requests)), " in ", spell_number(r.duration_s), " s",
                         r.refused > 0 ? cat("; ", r.refused, " refused: ", r.refused_why) : std::string()));
+  if (r.completed == 0) {
+    out << "\n  computed; no request completed\n";
+    return;
+  }
   line("throughput", cat(spell_number(r.requests_per_s), " requests/s, ", spell_number(r.tokens_per_s), " output tokens/s"));
   const bool limits = setup.slo.ttft_s || setup.slo.tpot_s;
   line("goodput", limits ? cat(spell_number(r.goodput_per_s), " requests/s within the SLO (", spell_number(100 * r.good_share), " % of those completed)") : std::string("no SLO given: every completed request counts"));
@@ -139,7 +144,7 @@ int run_serve_sim(const Arguments& args, const Streams& io) {
   warnings.print(io, "serve-sim");
   if (p.has("timeline")) {
     const std::string text = sim::serving_timeline(report, stream);
-    io::write_file(p.text("timeline"), std::as_bytes(std::span(text)));
+    io::write_text(p.text("timeline"), text);
   }
   if (p.json()) {
     Json document{{"model", model.slug}, {"gpu", sim::canonical(setup.deployment.gpu)}, {"method", setup.deployment.recipe.canonical()},

@@ -1,4 +1,5 @@
 // show: one method (or recipe) on one model: record, byte ledger, bits per value, plan of a decode step and of the prompt.
+#include <fmt/core.h>
 #include <ostream>
 
 #include "cli/commands/command.hpp"
@@ -188,7 +189,7 @@ int run_show(const Arguments& args, const Streams& io) {
 
   print_record(io.out, m);
   io.out << "\n" << recipe.canonical() << " on " << model.name << ", " << spell_count(static_cast<double>(h.tokens().value)) << " tokens, batch "
-         << h.sequences << "\n";
+         << h.sequences << " (computed)\n";
   if (!a.refusal.empty()) {
     io.out << "  not possible: " << a.refusal << "\n";
     return kDone;

@@ -1,4 +1,5 @@
 // simulate: one deployment. A workload (requests/s, TTFT, TPOT), or with --context the microscope: one decode step.
+#include <fmt/core.h>
 #include <fstream>
 #include <ostream>
 
@@ -208,7 +209,7 @@ int run_simulate(const Arguments& args, const Streams& io) {
   warnings.print(io, "simulate");
   if (p.has("trace")) {
     const std::string text = sim::timeline_json(a.timeline, cat("decode step of ", d.recipe.canonical(), " on ", d.gpu.name));
-    io::write_file(p.text("trace"), std::as_bytes(std::span(text)));
+    io::write_text(p.text("trace"), text);
   }
   if (p.json()) {
     Json document = common(a, d);

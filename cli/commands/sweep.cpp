@@ -1,4 +1,5 @@
 // sweep: evaluates a spec's design points into a store; can be interrupted, resumed and sharded.
+#include <fmt/core.h>
 #include <ostream>
 
 #include "cli/commands/command.hpp"

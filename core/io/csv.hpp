@@ -13,6 +13,15 @@ struct CsvRow {
   std::vector<std::string> cells;
 };
 
+struct CsvTable {
+  std::vector<std::string> header;
+  std::vector<CsvRow> rows;
+};
+
+/// Any table: blank rows and rows that begin with # are left out, the first of the others is the header, every row has as many
+/// cells as it. throws InvalidArgument that names file and line, also for a table without a header
+CsvTable parse_csv(std::string_view text, std::string_view file);
+
 /// The rows below the header, blank lines left out. The header must name `columns`, every row must have as many cells; `file`
 /// is what errors call the table.
 /// throws InvalidArgument that names file and line

@@ -36,6 +36,11 @@ std::vector<std::byte> read_file(const std::string& path) {
   }
 }
 
+std::string read_text(const std::string& path) {
+  const std::vector<std::byte> bytes = read_file(path);
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
 void write_file(const std::string& path, std::span<const std::byte> bytes) {
   if (path.empty()) throw IoError("cannot write: the file name is empty");
   if (fs::is_directory(path)) throw IoError(cat("cannot write ", path, ": it is a folder"));
@@ -55,5 +60,7 @@ void write_file(const std::string& path, std::span<const std::byte> bytes) {
   fs::rename(draft, path, error);
   if (error) fail(error.value());
 }
+
+void write_text(const std::string& path, std::string_view text) { write_file(path, std::as_bytes(std::span(text))); }
 
 }  // namespace kvatlas::io

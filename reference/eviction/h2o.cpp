@@ -47,7 +47,8 @@ Tokens kept_tokens(const Params& p, const History& h) {
 }
 
 Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) {
-  const CacheShape stored = stored_shape(shape, p.granularity);
+  const StoredShape as_stored(shape, p.granularity);
+  const CacheShape& stored = *as_stored;
   const Bytes mass_of_token(p.scored() ? kMassBytes * stored_heads(stored, h) : 0);
   const Tokens kept = kept_tokens(p, h);
   Ledger ledger = kept_ledger(stored, h, kept);
@@ -57,7 +58,8 @@ Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h
 }
 
 Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) {
-  const CacheShape stored = stored_shape(shape, p.granularity);
+  const StoredShape as_stored(shape, p.granularity);
+  const CacheShape& stored = *as_stored;
   const bool updates = p.scored() && p.trigger == Trigger::every_step;
   const bool full = p.trigger == Trigger::every_step && h.tokens() > p.budget();
   const Tokens attended = p.trigger == Trigger::prompt ? std::max(1_tok, kept_tokens(p, h)) : std::min(h.tokens(), p.budget() + 1_tok);

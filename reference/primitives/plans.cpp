@@ -139,26 +139,28 @@ Plan dense_prefill_plan(const CacheShape& shape, const History& h, double densit
   return prompt_plan(shape, h, density, [plain](const LayerClass&) { return std::pair{plain, plain}; });
 }
 
+void add_side_decode(Plan& plan, const LayerClass& c, Dtype dtype, const History& h, const SideLayoutOf& layout) {
+  if (add_state_step(plan, c, h)) return;
+  const Tokens rows = c.visible(h.tokens());
+  const SideLayout key = layout(c, Side::key, rows), value = layout(c, Side::value, rows);
+  const CodeFormat dense = CodeFormat::plain(dtype);
+  plan.add(kernels::Append{.sequences = h.sequences, .kv_heads = c.kv_heads, .k_dim = c.k_dim,
+                           .v_dim = c.kind == RowKind::latent ? 0 : c.v_dim, .dtype = dtype,
+                           .k_format = key.flush.value > 0 ? dense : key.format,
+                           .v_format = value.flush.value > 0 ? dense : value.format}
+               .call(c.count()));
+  for (const auto& [side, l] : {std::pair{Side::key, &key}, std::pair{Side::value, &value}})
+    if (l->flush.value > 0 && coded_rows(*l, rows) > 0)
+      plan.add(kernels::QuantizePack{.heads = std::int64_t{h.sequences} * c.kv_heads, .rows = l->flush.value,
+                                     .dim = width(c, side), .dtype = dtype, .format = l->format}
+                   .call(c.count() / static_cast<double>(l->flush.value)));
+  // What a learned index leaves out is taken from the coded rows: the plain ones are the newest, which it mostly chooses.
+  add_decode_attention(plan, c, dtype, h, std::min(rows, add_index_step(plan, c, h)), key, value);
+}
+
 Plan side_decode_plan(const CacheShape& shape, const History& h, const SideLayoutOf& layout) {
   Plan plan;
-  for (const LayerClass& c : shape.classes) {
-    if (add_state_step(plan, c, h)) continue;
-    const Tokens rows = c.visible(h.tokens());
-    const SideLayout key = layout(c, Side::key, rows), value = layout(c, Side::value, rows);
-    const CodeFormat dense = CodeFormat::plain(shape.dtype);
-    plan.add(kernels::Append{.sequences = h.sequences, .kv_heads = c.kv_heads, .k_dim = c.k_dim,
-                             .v_dim = c.kind == RowKind::latent ? 0 : c.v_dim, .dtype = shape.dtype,
-                             .k_format = key.flush.value > 0 ? dense : key.format,
-                             .v_format = value.flush.value > 0 ? dense : value.format}
-                 .call(c.count()));
-    for (const auto& [side, l] : {std::pair{Side::key, &key}, std::pair{Side::value, &value}})
-      if (l->flush.value > 0 && coded_rows(*l, rows) > 0)
-        plan.add(kernels::QuantizePack{.heads = std::int64_t{h.sequences} * c.kv_heads, .rows = l->flush.value,
-                                       .dim = width(c, side), .dtype = shape.dtype, .format = l->format}
-                     .call(c.count() / static_cast<double>(l->flush.value)));
-    // What a learned index leaves out is taken from the coded rows: the plain ones are the newest, which it mostly chooses.
-    add_decode_attention(plan, c, shape.dtype, h, std::min(rows, add_index_step(plan, c, h)), key, value);
-  }
+  for (const LayerClass& c : shape.classes) add_side_decode(plan, c, shape.dtype, h, layout);
   return plan;
 }
 

@@ -41,6 +41,9 @@ Plan dense_prefill_plan(const CacheShape& shape, const History& h, double densit
 /// The layout of one side of a class at a context.
 using SideLayoutOf = std::function<SideLayout(const LayerClass& c, Side side, Tokens context)>;
 
+/// A decode step of the layers of one class whose sides are kept apart.
+void add_side_decode(Plan& plan, const LayerClass& c, Dtype dtype, const History& h, const SideLayoutOf& layout);
+
 /// Plans of methods whose two sides are coded apart: rows are appended (coded at once, or plain and flushed later, the
 /// flush spread over the steps between two of them) and read by one fused kernel.
 Plan side_decode_plan(const CacheShape& shape, const History& h, const SideLayoutOf& layout);

@@ -217,8 +217,9 @@ Ledger record_ledger(const CacheShape& shape, const History& h, const RecordLayo
     for (const Side side : {Side::key, Side::value}) {
       if (side == Side::value && c.kind == RowKind::latent) continue;
       const RecordLayout l = layout(c, side);
-      const std::int64_t runs = std::int64_t{c.count()} * c.kv_heads * h.sequences;
-      const std::int64_t row = std::int64_t{width_of(c, side)} * bytes_of(shape.dtype);
+      const int heads = l.joined ? 1 : c.kv_heads;  // rows of a token
+      const std::int64_t runs = std::int64_t{c.count()} * heads * h.sequences;
+      const std::int64_t row = std::int64_t{width_of(c, side)} * (c.kv_heads / heads) * bytes_of(shape.dtype);
       const Tokens rows = c.visible(h.tokens());
       const std::int64_t records = l.coded(rows).value / l.block;
       for (const RecordPart& p : l.parts) ledger.add(p.component, side, p.scope, Bytes(records * p.bytes * runs));

@@ -32,12 +32,13 @@ enum class Ageing : std::uint8_t {
 /// What a method keeps of one side of a class. Ageing rules hold once the prompt is done; before, rows that wait are plain.
 struct RecordLayout {
   int block = 1;
-  boost::container::small_vector<RecordPart, 4> parts{};
+  boost::container::small_vector<RecordPart, 5> parts{};
   boost::container::small_vector<RecordPart, 1> state{};  // of a layer, whatever the number of tokens and sequences
   CodeFormat format{};     // nearest format that kernels know
   Ageing ageing = Ageing::at_once;
   Tokens residual{0};      // a multiple of `block`; `slide` may have any
   Tokens sinks{0};         // first rows, never coded
+  bool joined = false;     // a row is all kv heads of a token side by side
 
   std::int64_t record_bytes() const;
   std::int64_t state_bytes() const;

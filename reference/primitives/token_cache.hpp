@@ -24,6 +24,19 @@ inline constexpr std::array<std::string_view, 2> kGranularityNames{"kv_head", "q
 /// The shape whose rows are stored: with query_head every query head owns rows.
 CacheShape stored_shape(const CacheShape& shape, Granularity granularity);
 
+/// The same for a look at it: copies the shape only where it differs. `shape` must outlive it.
+class StoredShape {
+ public:
+  StoredShape(const CacheShape& shape, Granularity granularity) : shape_(shape) {
+    if (granularity != Granularity::kv_head) copy_ = stored_shape(shape, granularity);
+  }
+  const CacheShape& operator*() const { return copy_ ? *copy_ : shape_; }
+
+ private:
+  const CacheShape& shape_;
+  std::optional<CacheShape> copy_;
+};
+
 /// Sentence for classes that a method of rows cannot serve: windows, latent and pooled rows.
 std::optional<std::string> why_not_rows(const CacheShape& shape);
 

@@ -58,7 +58,7 @@ int joined_width(const LayerClass& c, Side side) { return c.kv_heads * width_of(
 
 RecordLayout layout(const Params& p, const LayerClass& c, Side side) {
   const std::int64_t width = joined_width(c, side);
-  RecordLayout l{.ageing = Ageing::flush, .residual = Tokens(p.residual_window)};
+  RecordLayout l{.ageing = Ageing::flush, .residual = Tokens(p.residual_window), .joined = true};
   if (side == Side::key) {
     const std::int64_t bits = std::int64_t{p.stages} * word_bits(p) * c.kv_heads;
     l.parts = {{"indices", to_bytes_ceil(Bits(bits)).value, Scope::token}, {"norms", 2, Scope::token}};
@@ -73,21 +73,8 @@ RecordLayout layout(const Params& p, const LayerClass& c, Side side) {
   return l;
 }
 
-/// A class whose one head is all kv heads side by side: what is stored, in the words of a record.
-CacheShape joined(const CacheShape& shape) {
-  CacheShape one = shape;
-  for (LayerClass& c : one.classes) {
-    if (c.kind != RowKind::kv) continue;
-    c.k_dim = joined_width(c, Side::key);
-    c.v_dim = joined_width(c, Side::value);
-    c.kv_heads = 1;
-  }
-  return one;
-}
-
 Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) {
-  // Layouts are those of the real heads; a joined row is one run.
-  return record_ledger(joined(shape), h, [&](const LayerClass& c, Side side) { return layout(p, shape.class_of(c.layers.front()), side); });
+  return record_ledger(shape, h, [&](const LayerClass& c, Side side) { return layout(p, c, side); });
 }
 
 SideLayout side_layout_of(const Params& p, const LayerClass& c, Side side, Tokens context) { return layout(p, c, side).side(context); }

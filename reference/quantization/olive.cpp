@@ -60,14 +60,16 @@ constexpr std::array<float, 7> kOutliers{48, 64, 96, 128, 192, 256, 384};  // si
 
 /// Index 0 .. 28 of the nearest of 15 normal and 14 outlier values, each kind ascending, normal ones first; of equals the last.
 int nearest(float x) {
-  const auto value = [](int i) {
-    if (i < 15) return 4.0F * static_cast<float>(i - 7);
-    return i < 22 ? -kOutliers[static_cast<std::size_t>(21 - i)] : kOutliers[static_cast<std::size_t>(i - 22)];
-  };
-  int best = 0;
-  for (int i = 1; i < 29; ++i)
-    if (std::fabs(value(i) - x) <= std::fabs(value(best) - x)) best = i;
-  return best;
+  constexpr float kFirst = (kTopNormal + kOutliers[0]) / 2;
+  // Steps of 4 around 0: exact in float64, a half rounds up.
+  if (x > -kFirst && x < kFirst) return 7 + std::clamp(static_cast<int>(std::floor(static_cast<double>(x) * 0.25 + 0.5)), -7, 7);
+  const float magnitude = std::fabs(x);
+  int above = 0;  // outliers passed; of equals the larger value, which is the smaller magnitude of negative ones
+  for (std::size_t i = 0; i + 1 < kOutliers.size(); ++i) {
+    const float middle = (kOutliers[i] + kOutliers[i + 1]) / 2;
+    above += x > 0 ? magnitude >= middle : magnitude > middle;
+  }
+  return x > 0 ? 22 + above : 21 - above;
 }
 
 std::uint8_t code_of(int index) {

@@ -5,7 +5,10 @@
 // Keeps     every token; keys after RoPE; the newest residual_window values and up to as many keys stay in the cache's dtype
 // Deviates  ||k||^2 - ||outliers||^2 below 0 counts as 0 (released: NaN); a prompt shorter than residual_window may grow (released:
 //           it fails); random orthogonal rows come from our generator
+#include <algorithm>
 #include <array>
+#include <iterator>
+#include <vector>
 
 #include "core/errors.hpp"
 #include "core/formats/int_codes.hpp"
@@ -97,32 +100,26 @@ SideLayout layout_at(const Params& p, const LayerClass& c, Side side, Tokens con
 /// A side of a class; the longer sketch of the first layers is left out, the plans below count it.
 SideLayout side_layout(const Params& p, const LayerClass& c, Side side, Dtype, Tokens context) { return layout_at(p, c, side, context, false); }
 
-/// Calls f(part of the shape, whether it is that of the first layers).
+/// Calls f(class, how many of its layers, whether these are the first layers) for both kinds of layer of every class.
 template <class F>
 void for_parts(const Params& p, const CacheShape& shape, F f) {
-  for (const bool first : {true, false}) {
-    std::vector<int> layers;
+  for (const bool first : {true, false})
     for (const LayerClass& c : shape.classes)
-      for (const int l : c.layers)
-        if ((l < p.first_layers) == first) layers.push_back(l);
-    if (!layers.empty()) f(shape_of_layers(shape, layers), first);
-  }
+      f(c, static_cast<int>(std::ranges::count_if(c.layers, [&](int l) { return (l < p.first_layers) == first; })), first);
 }
 
 Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) {
   Ledger ledger;
-  for_parts(p, shape, [&](const CacheShape& part, bool first) {
-    for (const LayerClass& c : part.classes) {
-      if (c.kind != RowKind::kv) continue;
-      const std::int64_t runs = std::int64_t{c.count()} * c.kv_heads * h.sequences;
-      const RecordLayout keys = key_layout(p, c, first);
-      const Tokens coded = keys.coded(h.tokens()), values = coded_values(p, h.tokens());
-      for (const RecordPart& r : keys.parts) ledger.add(r.component, Side::key, r.scope, Bytes(coded.value / p.group_size * r.bytes * runs));
-      ledger.add("residual", Side::key, Scope::sequence, Bytes((h.tokens() - coded).value * c.k_dim * bytes_of(shape.dtype) * runs));
-      ledger.add("codes", Side::value, Scope::token, Bytes(values.value * c.v_dim * p.v_bits / 8 * runs));
-      for (const char* meta : {"scales", "zeros"}) ledger.add(meta, Side::value, Scope::group, Bytes(values.value * c.v_dim / p.v_group_size * 2 * runs));
-      ledger.add("residual", Side::value, Scope::sequence, Bytes((h.tokens() - values).value * c.v_dim * bytes_of(shape.dtype) * runs));
-    }
+  for_parts(p, shape, [&](const LayerClass& c, int layers, bool first) {
+    if (c.kind != RowKind::kv || layers == 0) return;
+    const std::int64_t runs = std::int64_t{layers} * c.kv_heads * h.sequences;
+    const RecordLayout keys = key_layout(p, c, first);
+    const Tokens coded = keys.coded(h.tokens()), values = coded_values(p, h.tokens());
+    for (const RecordPart& r : keys.parts) ledger.add(r.component, Side::key, r.scope, Bytes(coded.value / p.group_size * r.bytes * runs));
+    ledger.add("residual", Side::key, Scope::sequence, Bytes((h.tokens() - coded).value * c.k_dim * bytes_of(shape.dtype) * runs));
+    ledger.add("codes", Side::value, Scope::token, Bytes(values.value * c.v_dim * p.v_bits / 8 * runs));
+    for (const char* meta : {"scales", "zeros"}) ledger.add(meta, Side::value, Scope::group, Bytes(values.value * c.v_dim / p.v_group_size * 2 * runs));
+    ledger.add("residual", Side::value, Scope::sequence, Bytes((h.tokens() - values).value * c.v_dim * bytes_of(shape.dtype) * runs));
   });
   ledger.set_prefill(dense_ledger(shape, {.prompt = h.prompt, .sequences = h.sequences}).total());
   return ledger;
@@ -130,13 +127,13 @@ Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h
 
 Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) {
   Plan plan;
-  for_parts(p, shape, [&](const CacheShape& part, bool first) {
-    plan.add(side_decode_plan(part, h, [&](const LayerClass& c, Side side, Tokens context) { return layout_at(p, c, side, context, first); }));
-    // A query is sketched once a step.
-    for (const LayerClass& c : part.classes)
-      if (c.kind == RowKind::kv)
-        plan.add(kernels::LowRank{.sequences = h.sequences, .rows = c.q_heads, .rank = c.k_dim, .dim = sizes_of(p, first).bits, .dtype = shape.dtype, .keep = true}
-                     .call(c.count()));
+  for_parts(p, shape, [&](const LayerClass& c, int layers, bool first) {
+    const std::size_t from = plan.calls().size();
+    add_side_decode(plan, c, shape.dtype, h, [&](const LayerClass& of, Side side, Tokens context) { return layout_at(p, of, side, context, first); });
+    plan.restrict(from, layers, c.count());
+    if (c.kind == RowKind::kv)  // a query is sketched once a step
+      plan.add(kernels::LowRank{.sequences = h.sequences, .rows = c.q_heads, .rank = c.k_dim, .dim = sizes_of(p, first).bits, .dtype = shape.dtype, .keep = true}
+                   .call(layers));
   });
   return plan;
 }
@@ -144,23 +141,25 @@ Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, con
 /// The released score kernel sketches the query's outlier channels anew for each group of keys.
 Plan released_decode_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts& counts) {
   Plan plan = decode_plan(p, shape, h, counts);
-  for_parts(p, shape, [&](const CacheShape& part, bool first) {
-    for (const LayerClass& c : part.classes) {
-      const std::int64_t groups = c.kind == RowKind::kv ? key_layout(p, c, first).coded(h.tokens()).value / p.group_size : 0;
-      if (groups > 0 && p.outlier_channels > 0)
-        plan.add(kernels::LowRank{.sequences = h.sequences, .rows = c.q_heads * groups, .rank = p.outlier_channels, .dim = sizes_of(p, first).outlier_bits,
-                                  .dtype = shape.dtype}
-                     .call(c.count()));
-    }
+  for_parts(p, shape, [&](const LayerClass& c, int layers, bool first) {
+    const std::int64_t groups = c.kind == RowKind::kv ? key_layout(p, c, first).coded(h.tokens()).value / p.group_size : 0;
+    if (groups > 0 && p.outlier_channels > 0)
+      plan.add(kernels::LowRank{.sequences = h.sequences, .rows = c.q_heads * groups, .rank = p.outlier_channels, .dim = sizes_of(p, first).outlier_bits,
+                                .dtype = shape.dtype}
+                   .call(layers));
   });
   return plan;
 }
 
 Plan prefill_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) {
   Plan plan;
-  for_parts(p, shape, [&](const CacheShape& part, bool first) {
-    plan.add(side_prefill_plan(part, h, [&](const LayerClass& c, Side side, Tokens context) { return layout_at(p, c, side, context, first); }));
-  });
+  for (const bool first : {true, false}) {
+    std::vector<int> layers;
+    for (const LayerClass& c : shape.classes) std::ranges::copy_if(c.layers, std::back_inserter(layers), [&](int l) { return (l < p.first_layers) == first; });
+    if (!layers.empty())
+      plan.add(side_prefill_plan(shape_of_layers(shape, layers), h,
+                                 [&](const LayerClass& c, Side side, Tokens context) { return layout_at(p, c, side, context, first); }));
+  }
   return plan;
 }
 

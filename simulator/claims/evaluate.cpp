@@ -1,9 +1,9 @@
 // One side of a claim: a deployment made from the setup, and the quantity asked of it.
-#include <array>
 #include <string_view>
 
 #include "core/errors.hpp"
 #include "models/registry.hpp"
+#include "reference/components.hpp"
 #include "simulator/claims/judge.hpp"
 #include "simulator/step_model.hpp"
 
@@ -25,14 +25,6 @@ Deployment deployment_of(const ClaimSide& side) {
   return d;
 }
 
-/// Bytes that hold values of the cache themselves; the rest describes them.
-bool is_payload(std::string_view component) {
-  static constexpr std::array kPayload{"codes", "blocks", "rows", "edge_rows", "shared_rows", "residual", "coefficients", "streams", "partial"};
-  for (const std::string_view p : kPayload)
-    if (component == p) return true;
-  return false;
-}
-
 Ledger ledger_of(const ClaimSide& side) {
   return Recipe::parse(side.recipe)
       .bind(models::find_model(side.model).cache)
@@ -43,7 +35,7 @@ double stored_bytes(const ClaimSide& side) {
   const Ledger ledger = ledger_of(side);
   double bytes = 0;
   for (const LedgerEntry& e : ledger.entries())
-    if (side.component.empty() ? side.metadata || is_payload(e.component) : e.component == side.component) bytes += static_cast<double>(e.bytes.value);
+    if (side.component.empty() ? side.metadata || is_payload(kind_of_component(e.component)) : e.component == side.component) bytes += static_cast<double>(e.bytes.value);
   return bytes;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <fmt/core.h>
 
 #include "core/errors.hpp"
 #include "reference/compose/recipe.hpp"

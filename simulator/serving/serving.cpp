@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <deque>
+#include <fmt/core.h>
 
 #include "core/errors.hpp"
 #include "simulator/constants.hpp"

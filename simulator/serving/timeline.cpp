@@ -28,7 +28,7 @@ std::string serving_timeline(const ServingReport& report, const Stream& stream, 
     add("{}", first ? "\n" : ",\n");
     first = false;
   };
-  add("{{\"displayTimeUnit\": \"ms\", \"traceEvents\": [");
+  add("{{\"displayTimeUnit\": \"ms\", \"otherData\": {{\"provenance\": \"computed\"}}, \"traceEvents\": [");
   int replicas = 0;
   for (const Span& s : report.spans) replicas = std::max(replicas, s.replica + 1);
   for (int r = 0; r < replicas; ++r) {

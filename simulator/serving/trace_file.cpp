@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "core/errors.hpp"
+#include "core/io/csv.hpp"
 #include "core/io/file.hpp"
 #include "simulator/serving/request.hpp"
 
@@ -82,28 +83,18 @@ double seconds_of(std::string_view text, const TracePlace& at) {
   return static_cast<double>(day) * 86400.0 + whole + zone + fraction;
 }
 
-std::vector<std::string_view> split(std::string_view line) {
-  std::vector<std::string_view> cells;
-  for (std::size_t from = 0; from <= line.size();) {
-    const std::size_t comma = std::min(line.find(',', from), line.size());
-    cells.push_back(trim(line.substr(from, comma - from)));
-    from = comma + 1;
-  }
-  return cells;
-}
-
 class TraceReader {
  public:
   TraceReader(const std::string& text, const std::string& name) : text_(text), name_(name) {}
 
   Stream read() {
-    std::string_view first;
-    if (!next(first)) throw InvalidArgument(cat(name_, " is empty, must be an Azure LLM trace (CSV) or a Mooncake trace (JSON lines)"));
-    if (first.front() == '{') {
-      do mooncake(first);
-      while (next(first));
+    std::string_view line;
+    if (!next(line)) throw InvalidArgument(cat(name_, " is empty, must be an Azure LLM trace (CSV) or a Mooncake trace (JSON lines)"));
+    if (line.front() == '{') {
+      do mooncake(line);
+      while (next(line));
     } else {
-      azure(first);
+      azure();
     }
     if (out_.requests.empty()) throw InvalidArgument(cat(name_, " has no requests below its first line"));
     return std::move(out_);
@@ -121,26 +112,23 @@ class TraceReader {
     return false;
   }
 
-  void azure(std::string_view header) {
-    const std::vector<std::string_view> names = split(header);
+  void azure() {
+    const CsvTable table = parse_csv(text_, name_);
     std::size_t column[3];
     constexpr const char* kWanted[] = {"TIMESTAMP", "ContextTokens", "GeneratedTokens"};
     for (int i = 0; i < 3; ++i) {
-      const auto found = std::find(names.begin(), names.end(), kWanted[i]);
-      if (found == names.end())
-        throw InvalidArgument(cat(name_, " line ", number_, ": lacks column ", kWanted[i],
+      const auto found = std::find_if(table.header.begin(), table.header.end(), [&](const std::string& name) { return trim(name) == kWanted[i]; });
+      if (found == table.header.end())
+        throw InvalidArgument(cat(name_, " lacks column ", kWanted[i],
                                   "; a trace has TIMESTAMP, ContextTokens, GeneratedTokens (Azure) or is JSON lines with timestamp, input_length, output_length (Mooncake)"));
-      column[i] = static_cast<std::size_t>(found - names.begin());
+      column[i] = static_cast<std::size_t>(found - table.header.begin());
     }
-    const std::size_t need = *std::max_element(column, column + 3);
-    for (std::string_view line; next(line);) {
-      const std::vector<std::string_view> cells = split(line);
-      const TracePlace at{name_, number_};
-      if (cells.size() <= need) throw InvalidArgument(cat(name_, " line ", number_, ": has ", cells.size(), " cells, must have ", names.size()));
+    for (const CsvRow& row : table.rows) {
+      const TracePlace at{name_, static_cast<std::size_t>(row.line)};
       Request q;
-      q.arrive_s = seconds_of(cells[column[0]], at);
-      q.prompt = std::max(1, tokens_of(cells[column[1]], at, kWanted[1], 0));
-      q.output = std::max(1, tokens_of(cells[column[2]], at, kWanted[2], 0));
+      q.arrive_s = seconds_of(trim(row.cells[column[0]]), at);
+      q.prompt = std::max(1, tokens_of(trim(row.cells[column[1]]), at, kWanted[1], 0));
+      q.output = std::max(1, tokens_of(trim(row.cells[column[2]]), at, kWanted[2], 0));
       out_.requests.push_back(q);
     }
   }
@@ -196,8 +184,7 @@ Stream parse_trace(const std::string& text, const std::string& name, double spee
 }
 
 Stream read_trace(const std::string& path, double speed, std::int64_t most) {
-  const std::vector<std::byte> bytes = io::read_file(path);
-  return parse_trace(std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()), path, speed, most);
+  return parse_trace(io::read_text(path), path, speed, most);
 }
 
 }  // namespace kvatlas::sim

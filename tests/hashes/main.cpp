@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <fmt/core.h>
 #include <fstream>
 #include <map>
 #include <sstream>

@@ -3,8 +3,6 @@
 #include <cstdlib>
 #include <new>
 #include <random>
-#include <set>
-#include <string_view>
 
 #include "core/errors.hpp"
 #include "models/registry.hpp"
@@ -53,9 +51,7 @@ void* operator new(std::size_t size) {
 void operator delete(void* p) noexcept { std::free(p); }
 void operator delete(void* p, std::size_t) noexcept { std::free(p); }
 
-TEST_CASE("a step allocates nothing, but for methods whose plan copies the cache shape or whose bytes have many components", "[property]") {
-  // Layers of two kinds (qjl), or ledgers that outgrow their inline rows.
-  const std::set<std::string_view> copying{"qjl", "commvq", "gear", "saq"};
+TEST_CASE("a step allocates nothing, but for the few methods whose plan copies the cache shape", "[property]") {
   int checked = 0;
   for (const Method* m : all_methods()) {
     if (m->data_dependent) continue;
@@ -66,10 +62,10 @@ TEST_CASE("a step allocates nothing, but for methods whose plan copies the cache
     const long before = allocations;
     sum += e->step(Tokens(20001), 4).step_s;
     const long made = allocations - before;
-    if ((m->family == Family::baseline || m->family == Family::quantization) && !copying.contains(m->slug)) {
+    if (m->family == Family::baseline || m->family == Family::quantization) {
       CHECK(made == 0);
     } else {
-      CHECK(made <= 64);
+      CHECK(made <= 16);
     }
     CHECK(sum > 0);
     ++checked;
@@ -116,14 +112,12 @@ TEST_CASE("more bandwidth never makes a step slower, more of anything never make
       const int batch = 1 + static_cast<int>(random() % 256);
       CAPTURE(m->slug, context.value, batch);
       const StepFigures f = slow->step(context, batch), more = slow->step(context, batch + 1), twice = slow->step(context + context, batch);
-      // A kernel cuts its contexts anew for each batch, so one more sequence may fill the SMs better; twice as many never do.
-      CHECK(more.step_s >= 0.97 * f.step_s);
+      CHECK(more.step_s >= f.step_s);
       CHECK(slow->step(context, 2 * batch).step_s >= f.step_s);
       CHECK(more.cache_bytes >= f.cache_bytes);
       CHECK(more.peak_bytes >= f.peak_bytes);
-      // Methods with a budget may hold less of a longer context, and a first code less than a first plain row.
-      const bool keeps_all = m->family == Family::baseline || m->family == Family::quantization;
-      if (keeps_all && context >= Tokens(1024)) CHECK(twice.peak_bytes >= f.peak_bytes);
+      // Methods with a budget may hold less of a longer context: they compress in bursts.
+      if (m->family == Family::baseline || m->family == Family::quantization) CHECK(twice.peak_bytes >= f.peak_bytes);
     }
   }
 }

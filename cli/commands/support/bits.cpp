@@ -9,21 +9,6 @@ namespace kvatlas::cli {
 
 namespace {
 
-struct Named {
-  std::string_view component;
-  BitKind kind;
-};
-constexpr Named kNamed[] = {
-    {"codes", BitKind::codes}, {"blocks", BitKind::codes}, {"streams", BitKind::codes}, {"coefficients", BitKind::codes},
-    {"scales", BitKind::scales}, {"absmax", BitKind::scales}, {"global_scale", BitKind::scales}, {"norms", BitKind::scales},
-    {"zeros", BitKind::zeros}, {"minima", BitKind::zeros},
-    {"codebook", BitKind::codebooks}, {"codebooks", BitKind::codebooks}, {"cdf", BitKind::codebooks}, {"basis", BitKind::codebooks},
-    {"index", BitKind::indices}, {"indices", BitKind::indices}, {"labels", BitKind::indices}, {"channels", BitKind::indices}, {"lengths", BitKind::indices},
-    {"page_max", BitKind::indices}, {"page_min", BitKind::indices}, {"summaries", BitKind::indices}, {"tree", BitKind::indices}, {"positions", BitKind::indices},
-    {"bitmap", BitKind::indices}, {"bitmaps", BitKind::indices}, {"offsets", BitKind::indices}, {"outlier_index", BitKind::indices}, {"outliers", BitKind::rows},
-    {"residual", BitKind::residual}, {"edge_rows", BitKind::residual},
-    {"rows", BitKind::rows}, {"shared_rows", BitKind::rows}, {"partial", BitKind::rows}};
-
 double as_double(std::int64_t n) { return static_cast<double>(n); }
 
 /// The method of one side where one rule serves every layer and codes its sides row by row.
@@ -36,24 +21,13 @@ const MethodChoice* coder(const Recipe& recipe, Side side) {
 
 }  // namespace
 
-const char* name_of(BitKind kind) {
-  static constexpr const char* kNames[] = {"codes", "scales", "zeros", "codebooks", "indices", "residual window", "plain rows", "state", "padding"};
-  return kNames[static_cast<std::size_t>(kind)];
-}
-
-BitKind kind_of(std::string_view component) {
-  for (const Named& n : kNamed)
-    if (n.component == component) return n.kind;
-  return BitKind::state;
-}
-
 BitsByKind bits_by_kind(const Recipe& recipe, const CacheShape& shape, const History& h, std::int64_t page, const Plan& step) {
   const BoundRecipe bound = recipe.bind(shape);
   const Ledger ledger = bound.ledger(h);
   BitsByKind b;
   b.values = as_double(dense_bytes(shape, h.tokens()).value) * h.sequences / bytes_of(shape.dtype);
   const auto of = [&](BitKind kind) -> double& { return b.bytes[static_cast<std::size_t>(kind)]; };
-  for (const LedgerEntry& e : ledger.entries()) of(kind_of(e.component)) += as_double(e.bytes.value);
+  for (const LedgerEntry& e : ledger.entries()) of(kind_of_component(e.component)) += as_double(e.bytes.value);
 
   // Codes and what describes them as the format states them: the rest of a coded side's bytes only fills words and blocks.
   for (const Side side : {Side::key, Side::value}) {
@@ -82,7 +56,7 @@ BitsByKind bits_by_kind(const Recipe& recipe, const CacheShape& shape, const His
     }
     for (const LedgerEntry& e : ledger.entries()) {
       if (e.side != side) continue;
-      const BitKind kind = kind_of(e.component);
+      const BitKind kind = kind_of_component(e.component);
       if (kind == BitKind::codes) coded_bytes += as_double(e.bytes.value);
       if (kind == BitKind::scales || kind == BitKind::zeros) described_bytes += as_double(e.bytes.value);
     }

@@ -4,22 +4,15 @@
 #include <array>
 #include <cstdint>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "core/ledger.hpp"
 #include "core/layer_graph.hpp"
 #include "core/plan.hpp"
+#include "reference/components.hpp"
 #include "reference/compose/recipe.hpp"
 
 namespace kvatlas::cli {
-
-enum class BitKind : std::uint8_t { codes, scales, zeros, codebooks, indices, residual, rows, state, padding };
-inline constexpr int kBitKindCount = static_cast<int>(BitKind::padding) + 1;
-/// "codes", "scales", "zeros", "codebooks", "indices", "residual window", "plain rows", "state", "padding".
-const char* name_of(BitKind kind);
-/// The kind of a ledger component by its name.
-BitKind kind_of(std::string_view component);
 
 struct BitsByKind {
   double values = 0;                              // keys and values of the plain cache, all sequences

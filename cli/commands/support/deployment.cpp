@@ -11,12 +11,14 @@ std::vector<Option> model_and_gpu_options() {
 }
 
 std::vector<Option> deployment_options() {
-  return {Option::text("weights", "FORMAT", "weight format: bf16, fp8, int8, int4_wo, ...", "bf16"),
+  std::vector<std::string_view> engines;
+  for (const sim::Engine& e : sim::all_engines()) engines.emplace_back(e.slug);
+  return {Option::choice("weights", sim::weight_format_names(), "weight format", "bf16"),
           Option::integer("tp", 1, 1024, "tensor-parallel ranks", "1"),
           Option::integer("pp", 1, 1024, "pipeline stages", "1"),
-          Option::integer("dp", 1, 65536, "data-parallel replicas", "1"),
+          Option::integer("dp", 1, 1024, "data-parallel replicas", "1"),
           Option::integer("ep", 1, 1024, "expert-parallel ranks", "1"),
-          Option::text("engine", "E", "engine profile: overheads, page size, workspace", sim::default_engine().slug),
+          Option::choice("engine", std::move(engines), "engine profile: overheads, page size, workspace", sim::default_engine().slug),
           Option::number("gpu-memory-utilization", 0.05, 1, "share of the GPU's memory that may be used", "0.9"),
           Option::size("chunk", 16, 1 << 24, "tokens of one prefill chunk", "8K"),
           Option::choice("plan", {"ideal", "released"}, "kernels as well as written, or what the official code does", "ideal"),

@@ -41,7 +41,7 @@ bool holds(std::span<const NamedBuffer> saved, const std::string& name) {
 Cache::Cache(Rule rule, const CacheShape& cache_shape) : TokenCache(cache_shape, rule.granularity), rule_(std::move(rule)) {
   for (Layer& l : layers()) {
     for (const Word& w : rule_.words) l.rows.add_words(w.component, w.size(l.c));
-    const std::vector<Place> places = places_of(shape(), l.c);
+    const Places places = places_of(shape(), l.c);
     beside_.push_back({.place = *std::ranges::find(places, l.index, &Place::layer),
                        .queries = QueryWindow(l.c.q_heads, l.c.k_dim, shape().dtype, rule_.scorer.window.value),
                        .moments = QueryMoments(l.c.q_heads, l.c.k_dim, rule_.scorer.moments, rule_.scorer.moments_skip.value)});

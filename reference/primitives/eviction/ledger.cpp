@@ -21,7 +21,8 @@ Bytes prompt_extras(const Rule& rule, const LayerClass& stored, Dtype dtype, con
 }  // namespace
 
 Ledger ledger_formula(const Rule& rule, const CacheShape& shape, const History& h, const ContentCounts& counts) {
-  const CacheShape stored = stored_shape(shape, rule.granularity);
+  const StoredShape as_stored(shape, rule.granularity);
+  const CacheShape& stored = *as_stored;
   Ledger ledger;
   Bytes prefill(0), beyond(0);
   std::int64_t expected_keys = 0, expected_values = 0;

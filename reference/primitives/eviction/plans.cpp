@@ -25,7 +25,6 @@ template <class RowsOf>
 Alikes alike_layers(const Rule& rule, const CacheShape& stored, const LayerClass& c, RowsOf rows_of) {
   if (!rule.layer_budget) return {{Place{}, c.count()}};  // nothing looks at the place: most methods, and their plans are made by the million
   Alikes groups;
-  groups.reserve(static_cast<std::size_t>(c.count()));
   for (const Place& place : places_of(stored, c)) {
     const auto same = std::ranges::find_if(groups, [&](const Alike& g) { return rows_of(g.place) == rows_of(place); });
     if (same == groups.end()) {
@@ -47,7 +46,8 @@ void add_choice(Plan& plan, const Rule& rule, const LayerClass& c, const History
 }  // namespace
 
 Plan decode_plan(const Rule& rule, const CacheShape& shape, const History& h, const ContentCounts& counts) {
-  const CacheShape stored = stored_shape(shape, rule.granularity);
+  const StoredShape as_stored(shape, rule.granularity);
+  const CacheShape& stored = *as_stored;
   Plan plan;
   std::int64_t expected = 0;
   if (!counts.empty())
@@ -100,7 +100,8 @@ Plan decode_plan(const Rule& rule, const CacheShape& shape, const History& h, co
 
 Plan prefill_plan(const Rule& rule, const CacheShape& shape, const History& h) {
   Plan plan = dense_prefill_plan(shape, h);
-  const CacheShape stored = stored_shape(shape, rule.granularity);
+  const StoredShape as_stored(shape, rule.granularity);
+  const CacheShape& stored = *as_stored;
   for (const LayerClass& c : stored.classes) {
     if (c.kind != RowKind::kv || h.prompt.value == 0) continue;
     if (rule.learns())  // weights of all queries: a second pass over the causal half, as many pairs as half of the queries

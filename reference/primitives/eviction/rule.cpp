@@ -12,16 +12,12 @@ std::int64_t Rule::quota(const Place& place, std::int64_t rows) const {
   return std::min(rows, std::max(wanted, guarded()));
 }
 
-std::vector<Place> places_of(const CacheShape& shape, const LayerClass& c) {
-  std::vector<int> all;
-  std::size_t total = 0;
-  for (const LayerClass& other : shape.classes) total += other.layers.size();
-  all.reserve(total);
+Places places_of(const CacheShape& shape, const LayerClass& c) {
+  boost::container::small_vector<int, 80> all;
   for (const LayerClass& other : shape.classes)
     if (other.kind == RowKind::kv) all.insert(all.end(), other.layers.begin(), other.layers.end());
   std::ranges::sort(all);
-  std::vector<Place> places;
-  places.reserve(c.layers.size());
+  Places places;
   for (const int layer : c.layers)
     places.push_back({.layer = layer, .ordinal = static_cast<int>(std::ranges::lower_bound(all, layer) - all.begin()),
                       .layers = static_cast<int>(all.size())});

@@ -2,6 +2,7 @@
 // heads, what is chosen, and when. The engine (cache.hpp, faces.hpp) makes cache, ledger and plans of it.
 #pragma once
 
+#include <boost/container/small_vector.hpp>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -133,8 +134,9 @@ struct Rule {
   bool keeps_words() const { return trigger != Trigger::prompt_end; }
 };
 
-/// The places of the layers of `c` within `shape`.
-std::vector<Place> places_of(const CacheShape& shape, const LayerClass& c);
+/// The places of the layers of `c` within `shape`, without allocation for models of up to 80 layers.
+using Places = boost::container::small_vector<Place, 80>;
+Places places_of(const CacheShape& shape, const LayerClass& c);
 
 /// Rows that a head of this place holds on average after history `h`: the rule's closed form.
 std::int64_t kept_rows(const Rule& rule, const Place& place, const History& h);

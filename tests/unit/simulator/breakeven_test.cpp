@@ -54,7 +54,7 @@ TEST_CASE("fewer bytes pay below a bandwidth, and at that bandwidth both are equ
   q.batch = 16;
   const Breakeven b = breakeven(q);
   if (b.bandwidth) {
-    REQUIRE(b.wins_below);
+    REQUIRE(b.wins_below == true);
     q.deployment.gpu.hbm_bandwidth.value = *b.bandwidth;
     REQUIRE(gain(q, 32768, 16) == Approx(1.001).epsilon(1e-3));
   } else {

@@ -41,7 +41,7 @@ TEST_CASE("a decode step of Llama-3.1-8B reads weights and cache at about the ba
   const StepFigures f = e.step(Tokens(1024), 1);
   CHECK(f.step_s > (weights + 1024 * 131072.0) / 3350e9);
   // TensorRT-LLM on an H100 was timed at 3,687 ms for 512 + 512 tokens (llm-inference-bench): 7.2 ms a token.
-  CHECK(f.step_s == Approx(7.2e-3).epsilon(0.1));
+  CHECK(f.step_s == Approx(7.2e-3).epsilon(0.07));
   CHECK(f.cache_read_bytes == Approx(1024 * 131072.0).epsilon(0.01));
   CHECK(f.tokens_per_s(1) == 1 / f.step_s);
   CHECK(f.bound == Bound::memory);

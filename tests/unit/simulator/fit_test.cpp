@@ -15,8 +15,7 @@ namespace {
 constexpr const char* kHeader = "gpu,source,framework,kernel,heads,kv_heads,head_dim,window,batch,context,q_dtype,kv_dtype,measured_ms,l2x\n";
 
 std::vector<Measurement> parsed(const std::string& text) {
-  std::istringstream csv(text);
-  return read_measurements(csv, "timings");
+  return read_measurements(text, "timings");
 }
 
 /// Rows of a grid of shapes on one GPU, timed by the closed form itself.
@@ -61,13 +60,18 @@ TEST_CASE("a broken file is refused by line and field", "[unit]") {
     }
     return "accepted";
   };
-  CHECK(sentence("") == "timings: is empty, must have a header line");
+  CHECK(sentence("") == "timings is empty, must have a header line");
   CHECK(sentence("gpu,heads\n") == "timings: column measured_ms is missing");
   CHECK(sentence("gpu,measured_ms,heads\n") == "timings: column kv_heads is missing");
-  CHECK(sentence(cat(kHeader, "h100,1\n")) == "timings: line 2 has 2 cells, must have 14");
-  CHECK(sentence(cat(kHeader, "h100,a,b,c,32,8,128,0,64,8192,bf16,bf16,fast,40\n")) == "timings: line 2: measured_ms is \"fast\", must be a number");
-  CHECK(sentence(cat(kHeader, "h10,a,b,c,32,8,128,0,64,8192,bf16,bf16,1,40\n")) == "\"h10\": unknown GPU; did you mean \"h100\"?");
-  CHECK(sentence(cat(kHeader, "h100,a,b,c,33,8,128,0,64,8192,bf16,bf16,1,40\n")) == "timings: line 2: heads is \"33\", must be a multiple of kv_heads (8)");
+  CHECK(sentence(cat(kHeader, "h100,1\n")) == "timings line 2 has 2 cells, must have 14");
+  CHECK(sentence(cat(kHeader, "h100,a,b,c,32,8,128,0,64,8192,bf16,bf16,fast,40\n")) == "timings line 2: measured_ms is \"fast\", must be a number");
+  CHECK(sentence(cat(kHeader, "h10,a,b,c,32,8,128,0,64,8192,bf16,bf16,1,40\n")) == "timings line 2: gpu: \"h10\": unknown GPU; did you mean \"h100\"?");
+  CHECK(sentence(cat(kHeader, "h100,a,b,c,33,8,128,0,64,8192,bf16,bf16,1,40\n")) == "timings line 2: heads is \"33\", must be a multiple of kv_heads (8)");
+  CHECK(sentence(cat(kHeader, "h100,a,b,c,32,0.5,128,0,64,8192,bf16,bf16,1,40\n")) == "timings line 2: kv_heads is \"0.5\", must be a whole number from 1 to 67108864");
+  CHECK(sentence(cat(kHeader, "h100,a,b,c,32,8,128,0,1e12,8192,bf16,bf16,1,40\n")) == "timings line 2: batch is \"1e12\", must be a whole number from 1 to 67108864");
+  CHECK(sentence(cat(kHeader, "h100,a,b,c,32,8,128,0,64,8192,bf16,int4,1,40\n")) == "timings line 2: kv_dtype is \"int4\", must be bf16 or fp8");
+  CHECK(sentence(kHeader) == "timings has no rows below its header");
+  CHECK(sentence(cat("# published\n", kHeader, "\nh100,a,b,c,32,8,128,0,64,8192,bf16,bf16,1,40\n")) == "accepted");
 }
 
 TEST_CASE("a fit finds the constants that made the rows, and one outlier does not move it", "[unit]") {

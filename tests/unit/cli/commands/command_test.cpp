@@ -94,17 +94,17 @@ TEST_CASE("a bad value is one sentence with option, value and what is allowed", 
 }
 
 TEST_CASE("what later versions bring is one sentence and a failed run", "[unit]") {
-  int later = 0;
+  std::vector<std::string> later;
   for (const cli::Command& c : cli::all_commands()) {
     if (c.run != nullptr) continue;
-    ++later;
+    later.emplace_back(c.name);
     CAPTURE(c.name);
     const auto run = kvatlas_run({c.name});
     REQUIRE(run.code == 1);
     REQUIRE(run.out.empty());
     REQUIRE(run.err == std::string("kvatlas: ") + c.name + " (" + c.summary + ") is not part of this version yet\n");
   }
-  REQUIRE(later <= 10);
+  REQUIRE(later == std::vector<std::string>{"capture", "evaluate", "verify", "bench", "vectors", "import", "report"});
   const auto integer = kvatlas_run({"simulate", "--gpu", "h100", "--model", "llama-3.1-8b", "--context", "4K", "--arithmetic", "integer"});
   REQUIRE(integer.code == 1);
   REQUIRE(integer.err == "kvatlas simulate: --arithmetic integer is not part of this version yet\n");

@@ -29,3 +29,13 @@ TEST_CASE("a broken table of cells is refused with file and line", "[unit]") {
   REQUIRE_THROWS_WITH(parse_csv("a,b\n1,2\n1,2,3\n", "t.csv", kNames), "t.csv line 3 has 3 cells, must have 2");
   REQUIRE_THROWS_WITH(parse_csv("a,b\n1,\"2\n", "t.csv", kNames), "t.csv line 2 has a quote that does not end");
 }
+
+TEST_CASE("a table with any header leaves out comments and blank rows and names short ones", "[unit]") {
+  const CsvTable table = parse_csv("# who measured\n\nb,a\r\n# between\n1,2\n", "t.csv");
+  CHECK(table.header == std::vector<std::string>{"b", "a"});
+  REQUIRE(table.rows.size() == 1);
+  CHECK(table.rows[0].line == 5);
+  CHECK(table.rows[0].cells == std::vector<std::string>{"1", "2"});
+  REQUIRE_THROWS_WITH(parse_csv("# nothing\n", "t.csv"), "t.csv is empty, must have a header line");
+  REQUIRE_THROWS_WITH(parse_csv("a,b\n1\n", "t.csv"), "t.csv line 2 has 1 cells, must have 2");
+}

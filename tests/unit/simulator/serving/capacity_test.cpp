@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <fmt/core.h>
 #include <set>
 #include <sstream>
 

@@ -48,10 +48,10 @@ TEST_CASE("Mooncake traces bring their block hashes, the partial last block apar
 
 TEST_CASE("a broken trace gets one sentence with line, column and value", "[unit]") {
   REQUIRE(refusal("") == "t is empty, must be an Azure LLM trace (CSV) or a Mooncake trace (JSON lines)");
-  REQUIRE(refusal("a,b\n1,2\n").find("t line 1: lacks column TIMESTAMP; a trace has") == 0);
+  REQUIRE(refusal("a,b\n1,2\n").find("t lacks column TIMESTAMP; a trace has") == 0);
   REQUIRE(refusal("TIMESTAMP,ContextTokens,GeneratedTokens\n") == "t has no requests below its first line");
   REQUIRE(refusal("TIMESTAMP,ContextTokens,GeneratedTokens\n0,1,2\n1,-4,2\n") == "t line 3: ContextTokens is \"-4\", must be a whole number from 0 to 67108864");
-  REQUIRE(refusal("TIMESTAMP,ContextTokens,GeneratedTokens\n0,1\n") == "t line 2: has 2 cells, must have 3");
+  REQUIRE(refusal("TIMESTAMP,ContextTokens,GeneratedTokens\n0,1\n") == "t line 2 has 2 cells, must have 3");
   for (const char* time : {"yesterday", "2023-13-01 00:00:00", "2023-11-16 18:15", "2023-11-16 18:15:46.5 pm", "-3", "nan"})
     REQUIRE(refusal(std::string("TIMESTAMP,ContextTokens,GeneratedTokens\n") + time + ",1,2\n").find(std::string("t line 2: TIMESTAMP is \"") + time + "\", must be a time like") == 0);
   REQUIRE(refusal("{\"timestamp\": 1, \"input_length\": 5}\n") == "t line 1: output_length is \"missing\", must be a number");
