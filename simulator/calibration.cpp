@@ -17,7 +17,7 @@ using CalibrationText = nlohmann::ordered_json;
 constexpr const char* kGpuNames[] = {"bandwidth_share", "l2_ratio", "l2_share", "sm_share"};
 constexpr const char* kDecodeNames[] = {"launch_s", "item_s", "sm_share", "tensor_share", "serial_share", "split_s"};
 constexpr const char* kPrefillNames[] = {"launch_s", "tensor_share", "tile_share", "item_s", "byte_share", "exp_share"};
-constexpr const char* kMatrixNames[] = {"launch_s", "tensor_share", "sm_share", "wave_s", "l2_share", "byte_share"};
+constexpr const char* kMatrixNames[] = {"launch_s", "tensor_share", "sm_share", "wave_s", "l2_reach", "byte_share"};
 constexpr const char* kRules[] = {"none", "ceil", "floor", "even"};
 
 template <class Enum, std::size_t N>

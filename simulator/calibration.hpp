@@ -29,7 +29,7 @@ enum GpuConstant : std::uint8_t {
 /// Positions in Profile::c, by family.
 enum DecodeConstant : std::uint8_t { decode_launch, decode_item, decode_sm_share, decode_tensor_share, decode_serial, decode_split };
 enum PrefillConstant : std::uint8_t { prefill_launch, prefill_tensor_share, prefill_tile_share, prefill_item, prefill_byte_share, prefill_exp_share };
-enum MatrixConstant : std::uint8_t { matrix_launch, matrix_tensor_share, matrix_sm_share, matrix_wave, matrix_l2_share, matrix_byte_share };
+enum MatrixConstant : std::uint8_t { matrix_launch, matrix_tensor_share, matrix_sm_share, matrix_wave, matrix_l2_reach, matrix_byte_share };
 
 std::span<const char* const> gpu_constant_names();
 std::span<const char* const> profile_constant_names(KernelFamily family);

@@ -196,15 +196,16 @@ double MatrixTerms::body() const {
 }
 
 MatrixTerms matrix_terms(const Machine& m, const GpuConstants& g, const Profile& p, const MatrixWork& w) {
-  constexpr double kL2Speed = 2.5;  // of small weights that stay in L2, over memory
+  constexpr double kL2Speed = 3;  // of weights that repeated calls find in L2, over memory
   double rows = 16;
   while (rows < 128 && rows < w.m) rows *= 2;
   const double bytes = w.groups * (w.n * w.k * w.weight_bytes + w.m * (w.k * w.activation_bytes + w.n * 2));
-  const double warm = m.l2_bytes > 0 ? resident(bytes / m.l2_bytes, p.c[matrix_l2_share]) : 0;
+  const double warm = std::clamp((1 + p.c[matrix_l2_reach] - w.l2_fill) / p.c[matrix_l2_reach], 0.0, 1.0);
   const double stream = m.bandwidth * g.c[bandwidth_share] * p.c[matrix_byte_share];
   const double rate = m.achieved * w.speedup * p.c[matrix_tensor_share];
   const double sm_bandwidth = p.c[matrix_sm_share] * m.bandwidth / m.sms * (1 + warm);
   const double byte_s = bytes * (warm / (stream * kL2Speed) + (1 - warm) / stream);
+  const double quantize = w.activation_bytes < 2 ? w.groups * w.m * w.k * (2 + w.activation_bytes) / stream : 0;
   MatrixTerms best;
   double best_s = 0;
   // Libraries choose among tiles and cut k when tiles leave SMs idle; so does this.
@@ -215,13 +216,13 @@ MatrixTerms matrix_terms(const Machine& m, const GpuConstants& g, const Profile&
       const double row_tiles = up(w.m / tile_rows), tiles = w.groups * row_tiles * up(w.n / width);
       const double parts = std::clamp(std::floor(m.sms / tiles), 1.0, std::max(1.0, std::floor(w.k / 512)));
       const double waves = up(tiles * parts / m.sms), depth = w.k / parts;
-      MatrixTerms t{.launch = p.c[matrix_launch], .waves = waves * p.c[matrix_wave], .bytes = byte_s};
+      MatrixTerms t{.launch = p.c[matrix_launch], .waves = waves * p.c[matrix_wave], .quantize = quantize, .bytes = byte_s};
       t.tensor = 2 * w.groups * row_tiles * tile_rows * w.n * w.k / rate;
       const double tile_compute = 2 * tile_rows * width * depth * m.sms / rate;
       const double tile_bytes = depth * (width * w.weight_bytes + tile_rows * w.activation_bytes) / sm_bandwidth;
       t.tile = waves * std::max(tile_compute, tile_bytes);
       // A smooth maximum is at least the maximum: most candidates are out before their roots are taken.
-      if (best_s > 0 && t.launch + t.waves + std::max({t.bytes, t.tensor, t.tile}) >= best_s) continue;
+      if (best_s > 0 && t.overhead() + std::max({t.bytes, t.tensor, t.tile}) >= best_s) continue;
       const double s = t.seconds();
       if (best_s == 0 || s < best_s) best = t, best_s = s;
     }

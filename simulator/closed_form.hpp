@@ -55,13 +55,16 @@ PrefillTerms prefill_terms(const Machine& m, const GpuConstants& g, const Profil
 struct MatrixWork {
   double groups = 1, m = 1, n = 1, k = 1;
   double weight_bytes = 2, activation_bytes = 2;  // of one value
+  double l2_fill = kCold;                     // what repeated calls go through, over L2; in a step other layers evict it
   double speedup = 1;                         // peak of the number format over bf16's
 };
 struct MatrixTerms {
   double launch = 0, waves = 0;               // added
+  double quantize = 0;                        // added: 16-bit activations are read and written narrower first
   double bytes = 0, tensor = 0, tile = 0;     // joined by a smooth maximum
   double body() const;
-  double seconds() const { return launch + waves + body(); }
+  double overhead() const { return launch + waves + quantize; }
+  double seconds() const { return overhead() + body(); }
 };
 MatrixTerms matrix_terms(const Machine& m, const GpuConstants& g, const Profile& p, const MatrixWork& w);
 

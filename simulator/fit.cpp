@@ -23,7 +23,7 @@ constexpr Range kDecodeRanges[kProfileConstants] = {{8e-6, 1e-6, 4e-5, 0.15}, {1
 constexpr Range kPrefillRanges[kProfileConstants] = {{1e-5, 2e-6, 6e-5, 0.2}, {0.8, 0.1, 3, 0.2}, {1.3, 0.2, 12, 0.2},
                                                      {1e-6, 1e-8, 2e-5, 0.2}, {0.8, 0.05, 4, 0.2}, {0.5, 0.05, 20, 0.2}};
 constexpr Range kMatrixRanges[kProfileConstants] = {{4e-6, 5e-7, 3e-5, 0.3}, {1, 0.3, 1.6, 0.3},   {1.3, 0.3, 9, 0.3},
-                                                    {1e-6, 1e-8, 2e-5, 0.3}, {0.1, 0.003, 1.5, 0.3}, {0.95, 0.5, 1.06, 0.3}};
+                                                    {1e-6, 1e-8, 2e-5, 0.3}, {0.06, 0.01, 0.6, 0.3}, {0.95, 0.5, 1.06, 0.3}};
 constexpr Range kRateRange = {14, 4, 60, 0.5};
 
 const Range& profile_range(KernelFamily family, std::size_t i) {

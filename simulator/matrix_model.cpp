@@ -154,7 +154,7 @@ MatrixTime MatrixModel::time(const MatrixOp& op, double tokens) const {
   t.bytes = w.groups * (op.n * op.k * w.weight_bytes + w.m * (op.k * w.activation_bytes + op.n * 2.0));
   t.flops = 2.0 * w.groups * w.m * op.n * op.k;
   const double overhead = std::max(terms.launch + extra_launch_, launch_) + terms.waves;
-  t.seconds = overhead + terms.body();
+  t.seconds = overhead + terms.quantize + terms.body();
   const double largest = std::max({terms.bytes, terms.tensor, terms.tile});
   t.bound = overhead > largest ? Bound::latency : terms.tensor == largest || terms.bytes < 0.5 * largest ? Bound::tensor : Bound::memory;
   return t;

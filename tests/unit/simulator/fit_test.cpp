@@ -133,3 +133,13 @@ TEST_CASE("the shipped constants beat both rooflines on every GPU of the shipped
   CHECK(report.worst.size() <= 50);
   CHECK(to_text(report).find("fitted in all") != std::string::npos);
 }
+
+TEST_CASE("timed products find their weights in L2 where the copies they go through fit", "[unit]") {
+  const auto fill = [](const char* shape) {
+    return read_measurements(cat("gpu,framework,gemm_dtype,m,n,k,measured_ms\nL40S,trtllm,bf16,1,", shape, ",1\n"), "timings").at(0).l2_fill;
+  };
+  CHECK(fill("8192,2048") == Approx(1.0));                       // 32 MiB of 96: three copies
+  CHECK(fill("12288,3072") == Approx(2 * 72.0 / 96));            // 72 MiB: two copies
+  CHECK(fill("4096,1024") == Approx(5 * 8.0 / 96));              // never more than five
+  CHECK(fill("16384,16384") == Approx(512.0 / 96));
+}

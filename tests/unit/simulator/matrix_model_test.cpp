@@ -62,6 +62,12 @@ TEST_CASE("a product is launch, waves and the smooth maximum of bytes, tensor wo
   CHECK(t.waves == 1e-6);
   CHECK(t.tile == Approx(4096.0 / 3 * 384 * 2 / 2e10));           // 52.4 us
   CHECK(t.seconds() == Approx(4e-6 + 97.58e-6 * std::pow(1 + std::pow(52.43 / 97.58, 4) + std::pow(21.47 / 97.58, 4), 0.25)).epsilon(1e-3));
+  SECTION("narrower activations are written first, from 16 bits") {
+    const MatrixTerms fp8 = matrix_terms(machine, g, profile, {.groups = 1, .m = 128, .n = 8192, .k = 4096, .weight_bytes = 1, .activation_bytes = 1, .speedup = 2});
+    CHECK(t.quantize == 0);
+    CHECK(fp8.quantize == Approx(128.0 * 4096 * 3 / 0.72e12));
+    CHECK(fp8.seconds() == Approx(fp8.launch + fp8.waves + fp8.quantize + fp8.body()));
+  }
 }
 
 TEST_CASE("tokens meet experts by chance: one token its own, many tokens all of them", "[unit]") {
