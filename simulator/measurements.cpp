@@ -1,83 +1,29 @@
 #include "simulator/measurements.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <filesystem>
-#include <map>
 
 #include "core/errors.hpp"
 #include "core/io/csv.hpp"
 #include "core/io/file.hpp"
 #include "core/kernels/attention.hpp"
+#include "simulator/measured_row.hpp"
 
 namespace kvatlas::sim {
 
 namespace {
 
-/// The row that is being read, by column name.
-class Row {
- public:
-  Row(const std::vector<std::string>& header, std::string_view file) : file_(file) {
-    for (std::size_t i = 0; i < header.size(); ++i) at_[header[i]] = i;
-  }
-  bool has(std::string_view column) const { return at_.contains(column); }
-  void need(std::initializer_list<const char*> columns) const {
-    for (const char* column : columns)
-      if (!has(column)) throw InvalidArgument(cat(file_, ": column ", column, " is missing"));
-  }
-  void read(const CsvRow& row) { row_ = &row; }
-  const std::string& text(std::string_view column) const { return row_->cells[at_.find(column)->second]; }
-  double number(std::string_view column) const {
-    const std::string& cell = text(column);
-    double value = 0;
-    const auto [end, error] = std::from_chars(cell.data(), cell.data() + cell.size(), value);
-    if (error != std::errc{} || end != cell.data() + cell.size() || !(value >= 0) || !std::isfinite(value)) fail(column, "a number");
-    return value;
-  }
-  double positive(std::string_view column) const {
-    const double value = number(column);
-    if (!(value > 0)) fail(column, "positive");
-    return value;
-  }
-  /// A whole number, from 1 unless told; files write 128 or 128.0.
-  int count(std::string_view column, int least = 1) const {
-    constexpr int kMost = 1 << 26;
-    const double value = number(column);
-    if (value != std::floor(value) || value < least || value > kMost) fail(column, cat("a whole number from ", least, " to ", kMost));
-    return static_cast<int>(value);
-  }
-  /// Whether a number format is fp8, which beside bf16 is all that is known of a cache or its queries.
-  bool fp8(std::string_view column) const {
-    const std::string& name = text(column);
-    if (name != "fp8" && name != "bf16") fail(column, "bf16 or fp8");
-    return name == "fp8";
-  }
-  const Gpu& gpu() const try {
-    return find_gpu(text("gpu"));
-  } catch (const InvalidArgument& e) {
-    throw InvalidArgument(cat(file_, " line ", row_->line, ": gpu: ", e.what()));
-  }
-  [[noreturn]] void fail(std::string_view column, std::string_view allowed) const {
-    throw InvalidArgument(cat(file_, " line ", row_->line, ": ", column, " is \"", text(column), "\", must be ", allowed));
-  }
-
- private:
-  std::string file_;
-  std::map<std::string, std::size_t, std::less<>> at_;
-  const CsvRow* row_ = nullptr;
-};
-
 struct Heads {
   int query = 1, kv = 1, dim = 1;
 };
-Heads heads_of(const Row& row) {
+Heads heads_of(const MeasuredRow& row) {
   const Heads h{row.count("heads"), row.count("kv_heads"), row.count("head_dim")};
   if (h.query % h.kv != 0) row.fail("heads", cat("a multiple of kv_heads (", h.kv, ")"));
   return h;
 }
 
-void read_decode(const Row& row, Measurement& m) {
+void read_decode(const MeasuredRow& row, Measurement& m) {
   const Heads h = heads_of(row);
   const int context = row.count("context"), window = row.count("window", 0);
   const Tokens tokens(window > 0 ? std::min(window, context) : context);
@@ -103,7 +49,7 @@ void read_decode(const Row& row, Measurement& m) {
   m.work = work;
 }
 
-void read_prefill(const Row& row, Measurement& m) {
+void read_prefill(const MeasuredRow& row, Measurement& m) {
   const Heads h = heads_of(row);
   const std::int64_t tokens = row.count("seq_len"), batch = row.count("batch");
   const KernelCall call = kernels::PrefillAttention{.sequences = batch, .kv_heads = h.kv, .q_per_kv = h.query / h.kv, .k_dim = h.dim, .v_dim = h.dim,
@@ -125,7 +71,7 @@ void read_prefill(const Row& row, Measurement& m) {
   m.work = work;
 }
 
-void read_matrix(const Row& row, Measurement& m) {
+void read_matrix(const MeasuredRow& row, Measurement& m) {
   struct Format {
     const char* name;
     double weight_bytes, activation_bytes;
@@ -158,7 +104,7 @@ void read_matrix(const Row& row, Measurement& m) {
   m.work = w;
 }
 
-KernelFamily family_of(const Row& row) {
+KernelFamily family_of(const MeasuredRow& row) {
   return row.has("gemm_dtype") ? KernelFamily::matrix : row.has("seq_len") ? KernelFamily::prefill : KernelFamily::decode;
 }
 
@@ -171,7 +117,7 @@ const char* name_of(Subset subset) {
 
 std::vector<Measurement> read_measurements(std::string_view csv, std::string_view name) {
   const CsvTable table = parse_csv(csv, name);
-  Row row(table.header, name);
+  MeasuredRow row(table.header, name);
   row.need({"gpu", "measured_ms"});
   const KernelFamily family = family_of(row);
   switch (family) {
@@ -203,6 +149,7 @@ std::vector<Measurement> load_measurements(const std::vector<std::string>& paths
   std::vector<Measurement> out;
   const auto append = [&](std::vector<Measurement> rows) { std::move(rows.begin(), rows.end(), std::back_inserter(out)); };
   const auto append_file = [&](const std::string& path) { append(read_measurements(io::read_text(path), path)); };
+  const auto stem_of = [](const std::string& path) { return std::filesystem::path(path).stem().string(); };
   if (paths.empty()) {
     for (const char* name : {"decode_attention_sample.csv", "prefill_attention_sample.csv", "gemm_sample.csv"}) append(read_measurements(embedded_data(name), name));
     return out;
@@ -210,7 +157,8 @@ std::vector<Measurement> load_measurements(const std::vector<std::string>& paths
   for (const std::string& path : paths) {
     std::error_code none;
     if (!std::filesystem::is_directory(path, none)) {
-      append_file(path);
+      if (stem_of(path).starts_with("e2e_")) skipped.push_back(path);
+      else append_file(path);
       continue;
     }
     std::vector<std::string> files;
@@ -219,7 +167,7 @@ std::vector<Measurement> load_measurements(const std::vector<std::string>& paths
     std::sort(files.begin(), files.end());
     bool any = false;
     for (const std::string& file : files) {
-      const std::string stem = std::filesystem::path(file).stem().string();
+      const std::string stem = stem_of(file);
       if (stem != "decode_attention" && stem != "prefill_attention" && stem != "gemm") {
         skipped.push_back(file);
         continue;

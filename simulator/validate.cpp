@@ -11,10 +11,13 @@ namespace kvatlas::sim {
 
 namespace {
 
-struct Judged {
+/// One prediction beside what was measured.
+struct Compared {
+  double measured, predicted, roofline, scaled, low, high;
+  double error() const { return std::fabs(predicted / measured - 1); }
+};
+struct Judged : Compared {
   const Measurement* row;
-  double predicted, roofline, scaled, low, high;
-  double error() const { return std::fabs(predicted / row->seconds - 1); }
 };
 
 const char* kind_of(KernelFamily family) {
@@ -49,12 +52,13 @@ double neighbour_noise(const std::vector<const Judged*>& rows) {
   return count > 0 ? sum / static_cast<double>(count) : 0;
 }
 
-ValidationRow summary(const std::vector<const Judged*>& rows) {
+template <class Row>
+ValidationRow summary(const std::vector<const Row*>& rows) {
   ValidationRow out;
   std::vector<double> ours, roofline, scaled, bias, width;
   std::int64_t inside = 0;
-  for (const Judged* j : rows) {
-    const double t = j->row->seconds;
+  for (const Compared* j : rows) {
+    const double t = j->measured;
     ours.push_back(j->error());
     roofline.push_back(std::fabs(j->roofline / t - 1));
     scaled.push_back(std::fabs(j->scaled / t - 1));
@@ -68,7 +72,6 @@ ValidationRow summary(const std::vector<const Judged*>& rows) {
   out.bias = median(std::move(bias));
   out.interval_width = median(std::move(width));
   out.coverage = rows.empty() ? 0 : static_cast<double>(inside) / static_cast<double>(rows.size());
-  out.noise = neighbour_noise(rows);
   return out;
 }
 
@@ -84,7 +87,7 @@ ValidationReport validate(const Calibration& calibration, const std::vector<Meas
     const double seconds = predicted != nullptr ? (*predicted)[i] : p.seconds;
     const double roofline = std::max(m.bytes / *m.gpu->hbm_bandwidth.value, m.flops / (*m.gpu->bf16_flops.value * m.speedup));
     const auto [low, high] = interval_factors(calibration, m.family, p.evidence);
-    judged.push_back({&m, seconds, roofline, roofline / 0.8 + 3e-6, seconds * low, seconds * high});
+    judged.push_back({{m.seconds, seconds, roofline, roofline / 0.8 + 3e-6, seconds * low, seconds * high}, &m});
   }
 
   // Cells, then all kernels of a GPU, then all GPUs; "*" sorts first, so the widest rows lead their kind.
@@ -102,6 +105,7 @@ ValidationReport validate(const Calibration& calibration, const std::vector<Meas
   }
   for (const auto& [key, members] : groups) {
     ValidationRow row = summary(members);
+    row.noise = neighbour_noise(members);
     row.kind = key[0], row.gpu = key[1], row.profile = key[2], row.kv_dtype = key[3], row.subset = key[4];
     if (ablation && row.profile != "*" && row.subset == "cold") {
       std::vector<Measurement> own;
@@ -123,14 +127,33 @@ ValidationReport validate(const Calibration& calibration, const std::vector<Meas
   return report;
 }
 
+void add_end_to_end(ValidationReport& report, const std::vector<EndToEndFigure>& figures) {
+  std::vector<Compared> compared;
+  for (const EndToEndFigure& f : figures) compared.push_back({f.measured_s, f.predicted_s, f.roofline_s, f.roofline_s / 0.8 + 3e-6, f.low_s, f.high_s});
+  std::map<std::array<std::string, 3>, std::vector<const Compared*>> groups;
+  for (std::size_t i = 0; i < figures.size(); ++i) {
+    const EndToEndFigure& f = figures[i];
+    groups[{f.kind, "*", "*"}].push_back(&compared[i]);
+    groups[{f.kind, f.gpu, "*"}].push_back(&compared[i]);
+    groups[{f.kind, f.gpu, cat(f.framework, ":", f.model)}].push_back(&compared[i]);
+  }
+  for (const auto& [key, members] : groups) {
+    ValidationRow row = summary(members);
+    row.kind = key[0], row.gpu = key[1], row.profile = key[2], row.kv_dtype = "bf16", row.subset = "all";
+    report.rows.push_back(std::move(row));
+  }
+}
+
 std::string to_text(const ValidationReport& report) {
   std::string out = fmt::format("{:<18}{:<17}{:<11}{:>7}  {:>19}  {:>19}  {:>19}{:>7}{:>8}{:>7}{:>7}\n", "kind", "gpu", "subset", "rows", "ours med/mean/p90 %",
                                 "roofline", "0.8 peak + 3us", "bias", "inside", "width", "noise");
   const auto three = [](const ErrorFigures& f) { return fmt::format("{:.1f} / {:.1f} / {:.1f}", f.median * 100, f.mean * 100, f.p90 * 100); };
   for (const ValidationRow& r : report.rows) {
-    if (r.profile != "*" || r.subset == "all" || r.subset == "above_50us") continue;
+    const bool whole = r.kind.starts_with("e2e_");
+    if (!whole && (r.profile != "*" || r.subset == "all" || r.subset == "above_50us")) continue;
     out += fmt::format("{:<18}{:<17}{:<11}{:>7}  {:>19}  {:>19}  {:>19}{:>7.1f}{:>8.1f}{:>7.1f}{:>7.1f}\n", r.kind, r.gpu, r.subset, r.ours.rows, three(r.ours),
                        three(r.roofline), three(r.scaled), r.bias * 100, r.coverage * 100, r.interval_width * 100, r.noise * 100);
+    if (whole && r.profile != "*") out.insert(out.size() - 1, cat("  ", r.profile));
   }
   double free = 0, ours = 0;
   std::int64_t cells = 0;

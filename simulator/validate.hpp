@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "simulator/end_to_end.hpp"
 #include "simulator/fit.hpp"
 
 namespace kvatlas::sim {
@@ -37,6 +38,9 @@ struct ValidationReport {
 /// `predicted`, by row, replaces the predictions (left-out ones of a cross-validation).
 ValidationReport validate(const Calibration& calibration, const std::vector<Measurement>& rows, bool ablation,
                           const std::vector<double>* predicted = nullptr);
+
+/// Adds rows for published runs of whole models: kind e2e_*, profile "framework:model", subset "all".
+void add_end_to_end(ValidationReport& report, const std::vector<EndToEndFigure>& figures);
 
 /// The report as a table for people: one line a GPU, kind and subset.
 std::string to_text(const ValidationReport& report);

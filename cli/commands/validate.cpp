@@ -1,9 +1,12 @@
 // validate: predictions beside measured kernel timings; nothing is fitted to what is reported.
+#include <filesystem>
+#include <map>
 #include <ostream>
 
 #include "cli/commands/command.hpp"
 #include "cli/commands/support/options.hpp"
 #include "cli/commands/support/record.hpp"
+#include "core/io/file.hpp"
 #include "simulator/validate.hpp"
 
 namespace kvatlas::cli {
@@ -13,7 +16,7 @@ namespace {
 const Usage& usage() {
   static const Usage u{.command = "validate", .positional = "FILES...", .least = 0, .most = 64,
                        .example = "kvatlas validate --measurements measurements/",
-                       .options = {Option::list("measurements", "PATH", "a CSV file, or a folder with decode_attention.csv, prefill_attention.csv, gemm.csv"),
+                       .options = {Option::list("measurements", "PATH", "a CSV file, or a folder with decode_attention.csv, prefill_attention.csv, gemm.csv; e2e_static.csv and e2e_serving.csv are runs of whole models"),
                                    Option::text("calibration", "FILE", "constants that calibrate wrote; without it the shipped ones"),
                                    Option::flag("ablation", "also fit throwaway constants to every GPU and kernel alone, for comparison")},
                        .note = "Without a file the shipped sample of published timings is used.\n"
@@ -35,8 +38,14 @@ int run_validate(const Arguments& args, const Streams& io) {
     own = sim::load_calibration(parsed->text("calibration"));
   }
   const sim::Calibration& calibration = parsed->has("calibration") ? own : sim::shipped_calibration();
-  const sim::ValidationReport report = sim::validate(calibration, sim::load_measurements(paths, skipped), parsed->has("ablation"));
-  for (const std::string& file : skipped) io.err << "not compared: " << file << "\n";
+  sim::ValidationReport report = sim::validate(calibration, sim::load_measurements(paths, skipped), parsed->has("ablation"));
+  std::map<std::string, int> left_out;
+  for (const std::string& file : skipped) {
+    const std::string stem = std::filesystem::path(file).stem().string();
+    if (stem == "e2e_static" || stem == "e2e_serving") sim::add_end_to_end(report, sim::read_end_to_end(io::read_text(file), file, left_out));
+    else io.err << "not compared: " << file << "\n";
+  }
+  for (const auto& [why, rows] : left_out) io.err << "not compared: " << rows << " runs, " << why << "\n";
   if (!parsed->json()) {
     io.out << sim::to_text(report) << "\nerrors are computed against timings that are " << (paths.empty() ? "published (the shipped sample)" : "published or measured, as the files say")
            << "; the shipped constants were fitted to rows of the same sources\n";
