@@ -56,6 +56,8 @@ class WeightFile {
   std::span<const TensorInfo> tensors() const;
   /// nullptr when there is none of that name.
   const TensorInfo* find(std::string_view name) const;
+  /// Names of safetensors entries that hold integers or truth values: buffers, not weights.
+  std::span<const std::string> unread() const;
 
   /// Metadata of a GGUF file; safetensors has none (its config.json lies beside it). Absent key: no value.
   /// throws   IoError when the key holds another kind of value; integer() and integers() also beyond 2^63 - 1
