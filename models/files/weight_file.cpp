@@ -17,6 +17,7 @@ struct WeightContent {
   std::filesystem::path path;
   std::vector<MappedFile> files;
   Gguf metadata;  // empty for safetensors; its tensors are moved out
+  bool is_gguf = false;
   std::vector<TensorInfo> tensors;
   std::vector<std::string> unread;
   std::unordered_map<std::string_view, std::size_t> by_name;  // views of the names in `tensors`
@@ -70,6 +71,7 @@ WeightFile WeightFile::open(const std::filesystem::path& path) {
   if (is_gguf(file)) {
     content->metadata = parse_gguf(file, path.string());
     content->tensors = std::move(content->metadata.tensors);
+    content->is_gguf = true;
   } else if (is_json(file)) {
     open_shards(*content, text_of(file));
   } else {
@@ -106,5 +108,7 @@ std::optional<bool> WeightFile::boolean(std::string_view key) const { return con
 std::optional<std::vector<std::string_view>> WeightFile::texts(std::string_view key) const { return content_->metadata.texts(key); }
 std::optional<std::vector<std::int64_t>> WeightFile::integers(std::string_view key) const { return content_->metadata.integers(key); }
 std::optional<std::vector<double>> WeightFile::numbers(std::string_view key) const { return content_->metadata.numbers(key); }
+
+const Gguf* WeightFile::gguf() const { return content_->is_gguf ? &content_->metadata : nullptr; }
 
 }  // namespace kvatlas::models

@@ -38,6 +38,7 @@ struct TensorInfo {
 };
 
 /// What was parsed out of the bytes of a file, defined beside its parsers.
+struct Gguf;
 struct WeightContent;
 
 /// Move only; views into the file (tensor bytes, metadata texts) stay valid when it is moved and end with it.
@@ -70,6 +71,8 @@ class WeightFile {
   std::optional<std::vector<std::string_view>> texts(std::string_view key) const;
   std::optional<std::vector<std::int64_t>> integers(std::string_view key) const;  // booleans count as 0 and 1
   std::optional<std::vector<double>> numbers(std::string_view key) const;
+  /// The same metadata for who needs no tensors; nullptr for safetensors.
+  const Gguf* gguf() const;
 
  private:
   explicit WeightFile(std::unique_ptr<WeightContent> content);
