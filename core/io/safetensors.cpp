@@ -70,7 +70,7 @@ const RawTensor& SafeTensors::at(std::string_view name) const {
   throw InvalidArgument(unknown_name("tensor", name, names));
 }
 
-SafeTensors parse_safetensors(std::span<const std::byte> file, std::string_view name) {
+SafeTensorsView view_safetensors(std::span<const std::byte> file, std::string_view name) {
   if (file.size() < 8) throw IoError(cat(name, ": ", file.size(), " bytes are too few for a safetensors file (cut off?)"));
   std::uint64_t header_size = 0;
   std::memcpy(&header_size, file.data(), 8);
@@ -83,7 +83,7 @@ SafeTensors parse_safetensors(std::span<const std::byte> file, std::string_view 
   const json header = parse_header(text, name);
   const std::span<const std::byte> data = file.subspan(8 + static_cast<std::size_t>(header_size));
 
-  SafeTensors out;
+  SafeTensorsView out;
   std::vector<Placed> placed;
   for (const auto& [key, entry] : header.items()) {
     if (key == "__metadata__") {
@@ -99,7 +99,7 @@ SafeTensors parse_safetensors(std::span<const std::byte> file, std::string_view 
       throw IoError(cat(where, " must have exactly dtype, shape and data_offsets"));
     if (!entry["dtype"].is_string() || !entry["shape"].is_array() || !entry["data_offsets"].is_array() || entry["data_offsets"].size() != 2)
       throw IoError(cat(where, ": dtype must be a text, shape a list, data_offsets a list of two"));
-    RawTensor tensor{.type = element_type(entry["dtype"].get<std::string>(), where), .dims = {}, .bytes = {}};
+    PlacedTensor tensor{.type = element_type(entry["dtype"].get<std::string>(), where), .dims = {}, .bytes = {}};
     for (const json& d : entry["shape"]) tensor.dims.push_back(length(d, where, "shape"));
     const auto begin = static_cast<std::uint64_t>(length(entry["data_offsets"][0], where, "data_offsets"));
     const auto end = static_cast<std::uint64_t>(length(entry["data_offsets"][1], where, "data_offsets"));
@@ -108,7 +108,7 @@ SafeTensors parse_safetensors(std::span<const std::byte> file, std::string_view 
     const std::int64_t n = element_count(tensor.dims);
     if (n < 0 || static_cast<std::uint64_t>(n) > (end - begin) || static_cast<std::uint64_t>(n * bytes_of(tensor.type)) != end - begin)
       throw IoError(cat(where, ": shape and dtype do not fill its ", end - begin, " bytes"));
-    tensor.bytes.assign(data.begin() + static_cast<std::ptrdiff_t>(begin), data.begin() + static_cast<std::ptrdiff_t>(end));
+    tensor.bytes = data.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
     placed.push_back({.name = key, .begin = begin, .end = end});
     out.tensors.emplace(key, std::move(tensor));
   }
@@ -122,6 +122,14 @@ SafeTensors parse_safetensors(std::span<const std::byte> file, std::string_view 
   }
   if (reached != data.size())
     throw IoError(cat(name, ": tensors end at byte ", reached, " of data, the file holds ", data.size()));
+  return out;
+}
+
+SafeTensors parse_safetensors(std::span<const std::byte> file, std::string_view name) {
+  SafeTensorsView placed = view_safetensors(file, name);
+  SafeTensors out{.tensors = {}, .metadata = std::move(placed.metadata)};
+  for (auto& [key, tensor] : placed.tensors)
+    out.tensors.emplace(key, RawTensor{.type = tensor.type, .dims = std::move(tensor.dims), .bytes = {tensor.bytes.begin(), tensor.bytes.end()}});
   return out;
 }
 

@@ -20,6 +20,20 @@ struct SafeTensors {
   const RawTensor& at(std::string_view name) const;
 };
 
+/// A named array where it lies in the file.
+struct PlacedTensor {
+  ElementType type = ElementType::f32;
+  std::vector<std::int64_t> dims;
+  std::span<const std::byte> bytes;
+};
+struct SafeTensorsView {
+  std::map<std::string, PlacedTensor, std::less<>> tensors;
+  std::map<std::string, std::string, std::less<>> metadata;
+};
+
+/// Reads a header and places its arrays without a copy of them; checks and throws as parse_safetensors does.
+SafeTensorsView view_safetensors(std::span<const std::byte> file, std::string_view name);
+
 /// Reads a file from memory; `name` is what errors call it.
 /// throws IoError: header larger than the file or 100 MB (the format's own limit), broken or ambiguous JSON, unknown
 /// types, sizes that disagree, and arrays that overlap, leave gaps or pass the end

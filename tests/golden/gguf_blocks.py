@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Records blocks of the `gguf` Python package as a source folder for select.py.
 
-  gguf_blocks.py OUT    writes OUT/gguf/manifest.json and its cases; then: select.py OUT --slugs gguf
+  gguf_blocks.py OUT    writes OUT/gguf and OUT/gguf_weights (manifest.json and cases); then: select.py OUT --slugs gguf gguf_weights
 
 Needs numpy and gguf. The package codes and decodes every type but iq4_nl, which it only decodes: its blocks are random bytes.
 """
@@ -13,9 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 BOTH = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "mxfp4")
+# What weight files hold: random bytes of each, decoded. The positions of fp16 fields, whose values are kept finite.
+WEIGHTS = {"f32": (), "f16": (0,), "bf16": (), "q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,),
+           "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}
 
 
 def entry(functions, parameters, arrays):
@@ -51,6 +54,38 @@ def main(out):
                                  {"iq4_nl_blocks": ("row, byte", "input"), "iq4_nl_decode": ("row, channel", "decoded values")})}
     (folder / "manifest.json").write_text(json.dumps(
         {"method": "gguf", "repository": "the Python package gguf", "commit": f"version {version('gguf')}", "cases": cases}, indent=1))
+    weights(Path(out) / "gguf_weights")
+
+
+def weights(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(20260402)
+    arrays, described = {}, {}
+    for name, halves in WEIGHTS.items():
+        kind = GGMLQuantizationType[name.upper()]
+        values, size = GGML_QUANT_SIZES[kind]
+        count = 6 if values == 256 else 16 if values == 32 else 64
+        if name == "f32":
+            blocks = rng.standard_normal((count, 1)).astype(np.float32)
+            blocks[:4, 0] = 0.0, -0.0, 1e-40, -3.4e38
+        elif name == "bf16":
+            blocks = rng.integers(0, 0x7F80, (count, 1), dtype=np.uint16).view(np.uint8) ^ np.array([0, 0x80], np.uint8)
+        else:
+            blocks = rng.integers(0, 256, (count, size), dtype=np.uint8)
+            for h in halves:
+                blocks[:, h + 1] &= 0xBB  # exponent at most 27
+            blocks[0] = 0
+            blocks[1, halves[0]:halves[0] + 2] = 1, 0  # the smallest subnormal
+            blocks[2, halves[0]:halves[0] + 2] = 0, 0x80  # -0
+        decoded = quants.dequantize(blocks, kind)
+        arrays[f"{name}_blocks"] = blocks.view(np.uint8).reshape(count, size)
+        arrays[f"{name}_decode"] = decoded.astype(np.float32).reshape(count, values)
+        described[f"{name}_blocks"] = ("block, byte", "blocks")
+        described[f"{name}_decode"] = ("block, value", "decoded values")
+    np.savez(folder / "blocks.npz", **arrays)
+    (folder / "manifest.json").write_text(json.dumps(
+        {"method": "gguf_weights", "repository": "the Python package gguf", "commit": f"version {version('gguf')}",
+         "cases": {"blocks.npz": entry(["dequantize"], {"types": list(WEIGHTS)}, described)}}, indent=1))
 
 
 if __name__ == "__main__":

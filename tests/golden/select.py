@@ -269,6 +269,7 @@ SELECTION = {
         "values_1bit_c64": ("packed", "logits"),
     },
     "gguf": {"quantize": (), "decode": ()},  # SOURCE made by gguf_blocks.py
+    "gguf_weights": {"blocks": ()},
     "qserve_kv4": {
         "d64_b": ("v", "v_codes_fma", "v_codes_plain", "v_scale", "v_zero", "k_codes_plain"),
         "degenerate": (),

@@ -17,12 +17,14 @@ ALLOWED = {
     "reference": {"core"},
     "reference/primitives": {"core", "reference"},
     "reference/compose": {"core", "reference", "reference/primitives"},
-    "models": {"core", "reference", "reference/primitives", "reference/compose"},
+    "models/files": {"core"},
+    "models/tokenizer": {"core", "models/files"},
+    "models": {"core", "reference", "reference/primitives", "reference/compose", "models/files", "models/tokenizer"},
     "gpu": {"core"},
     "simulator": {"core", "models", "reference", "reference/primitives", "reference/compose"},
     "simulator/claims": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator"},
     "sweeps": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator"},
-    "cli": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator", "simulator/claims", "sweeps"},
+    "cli": {"core", "models", "models/files", "models/tokenizer", "reference", "reference/primitives", "reference/compose", "simulator", "simulator/claims", "sweeps"},
 }
 # Published headline figures judge the simulator and must not shape it: only these may include or name their table.
 CLAIM_READERS = ("reference/claims.", "simulator/claims/", "cli/")
