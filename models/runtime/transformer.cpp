@@ -179,30 +179,33 @@ Array heads_first(View<const float> rows, std::int64_t column, int heads, int di
 
 }  // namespace
 
+void Transformer::attend_segment(int index, const AttentionInputs& in, std::int64_t row, const Segment& s, View<float> to) const {
+  const LayerClass& c = layer_class(index);
+  const View<const float> qkv = in.qkv.view(), normed = in.normed.view(), rows = qkv.slice(0, row, s.tokens);
+  const std::int64_t q = std::int64_t{c.q_heads} * c.k_dim, k = std::int64_t{c.kv_heads} * c.k_dim;
+  const Array queries = heads_first(rows, 0, c.q_heads, c.k_dim), keys = heads_first(rows, q, c.kv_heads, c.k_dim);
+  const Array values = heads_first(rows, q + k, c.kv_heads, c.v_dim);
+  std::vector<std::int64_t> positions(static_cast<std::size_t>(s.tokens));
+  std::iota(positions.begin(), positions.end(), s.first_position);
+  Array out({c.q_heads, s.tokens, c.v_dim});
+  s.attention->forward(index, {.q = queries.view(), .k = keys.view(), .v = values.view(),
+                               .positions = View<const std::int64_t>(positions.data(), {s.tokens}),
+                               .hidden = normed.slice(0, row, s.tokens)},
+                       out.view());
+  for (std::int64_t i = 0; i < s.tokens; ++i)
+    for (int h = 0; h < c.q_heads; ++h)
+      std::ranges::copy(out.view().row(h, i), to.row(i).begin() + std::ptrdiff_t{h} * c.v_dim);
+}
+
 Array Transformer::attend(int index, const AttentionInputs& in, std::span<const Segment> batch) const {
   const LayerClass& c = layer_class(index);
-  const View<const float> qkv = in.qkv.view(), normed = in.normed.view();
-  const std::int64_t q = std::int64_t{c.q_heads} * c.k_dim, k = std::int64_t{c.kv_heads} * c.k_dim;
-  Array attended({qkv.dim(0), std::int64_t{c.q_heads} * c.v_dim});
+  Array attended({in.qkv.dims()[0], std::int64_t{c.q_heads} * c.v_dim});
   std::vector<std::int64_t> first{0};
   for (const Segment& s : batch) first.push_back(first.back() + s.tokens);
-  KV_ASSERT(first.back() == qkv.dim(0), "segments cover the batch");
+  KV_ASSERT(first.back() == attended.dims()[0], "segments cover the batch");
   const auto run = [&](std::int64_t which) {
-    const Segment& s = batch[static_cast<std::size_t>(which)];
-    const std::int64_t row = first[static_cast<std::size_t>(which)];
-    const View<const float> rows = qkv.slice(0, row, s.tokens);
-    const Array queries = heads_first(rows, 0, c.q_heads, c.k_dim), keys = heads_first(rows, q, c.kv_heads, c.k_dim);
-    const Array values = heads_first(rows, q + k, c.kv_heads, c.v_dim);
-    std::vector<std::int64_t> positions(static_cast<std::size_t>(s.tokens));
-    std::iota(positions.begin(), positions.end(), s.first_position);
-    Array out({c.q_heads, s.tokens, c.v_dim});
-    s.attention->forward(index, {.q = queries.view(), .k = keys.view(), .v = values.view(),
-                                 .positions = View<const std::int64_t>(positions.data(), {s.tokens}),
-                                 .hidden = normed.slice(0, row, s.tokens)},
-                         out.view());
-    for (std::int64_t i = 0; i < s.tokens; ++i)
-      for (int h = 0; h < c.q_heads; ++h)
-        std::ranges::copy(out.view().row(h, i), attended.view().row(row + i).begin() + std::ptrdiff_t{h} * c.v_dim);
+    const auto at = static_cast<std::size_t>(which);
+    attend_segment(index, in, first[at], batch[at], attended.view().slice(0, first[at], batch[at].tokens));
   };
   if (batch.size() == 1)
     run(0);  // threads share the heads

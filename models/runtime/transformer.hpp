@@ -54,6 +54,8 @@ class Transformer {
   AttentionInputs attention_inputs(int layer, View<const float> x) const;
   /// attended [tokens, q_heads * v_dim]
   Array attend(int layer, const AttentionInputs& inputs, std::span<const Segment> batch) const;
+  /// One segment of it, whose tokens start at `row`; out [its tokens, q_heads * v_dim].
+  void attend_segment(int layer, const AttentionInputs& inputs, std::int64_t row, const Segment& segment, View<float> out) const;
   void finish_layer(int layer, View<const float> attended, View<float> x) const;    // updates x in place
   Array last_norm(View<const float> x) const;
 
