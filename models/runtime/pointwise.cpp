@@ -36,10 +36,10 @@ inline float exp_inside(float x) {
   return num::fma(e, tail * kLn2, e);
 }
 
-/// e^-z for gates: beyond +-87 the gate is z or vanishes in float32 whatever the exponential says.
+/// z / (1 + e^-exponent). Beyond +-87 that is z or next to nothing whatever the exponential says.
 inline float sigmoid_times(float z, float exponent) {
-  const float e = exp_inside(-num::clamp(exponent, -87.0F, 87.0F));
-  return z / (1.0F + e);
+  const float e = exp_inside(-num::clamp(exponent, kLowest, -kLowest));
+  return exponent < kLowest ? 0.0F : z / (1.0F + e);
 }
 
 }  // namespace
