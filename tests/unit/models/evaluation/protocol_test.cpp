@@ -1,0 +1,245 @@
+// Protocols, tasks and captures on a tiny random model: what must hold whatever the model says.
+#include <algorithm>
+#include <filesystem>
+#include <set>
+
+#include "core/errors.hpp"
+#include "core/io/safetensors.hpp"
+#include "core/parallel.hpp"
+#include "models/evaluation/captured.hpp"
+#include "models/evaluation/session.hpp"
+#include "models/evaluation/task_protocol.hpp"
+#include "models/evaluation/tasks.hpp"
+#include "models/evaluation/text_protocol.hpp"
+#include "reference/primitives/step.hpp"
+#include "tests/catch.hpp"
+
+using namespace kvatlas;
+using namespace kvatlas::models;
+
+namespace {
+
+Transformer tiny(const char* name) {
+  WeightFile weights = WeightFile::open(std::filesystem::path(KVATLAS_SOURCE_DIR "/tests/forward") / name / "model.safetensors");
+  Architecture a = architecture_of(weights);
+  return {std::move(a), WeightSet(std::move(weights))};
+}
+
+std::vector<TokenId> text(std::size_t n) {
+  std::vector<TokenId> tokens;
+  for (std::size_t i = 0; i < n; ++i) tokens.push_back(static_cast<TokenId>((i * i * 7 + i / 3) % 50));
+  return tokens;
+}
+
+Candidate method(const char* recipe, const CacheShape& shape) { return candidate_of(Recipe::parse(recipe), shape, {}); }
+
+/// Keeps nothing: once the prompt is over, every token sees itself alone.
+class ForgetfulCache final : public KvCache {
+ public:
+  explicit ForgetfulCache(CacheShape shape) : shape_(std::move(shape)), inside_(Recipe::parse("full").bind(shape_).open()) {}
+  void forward(int layer, const StepInput& step, View<float> out) override {
+    if (inside_) return inside_->forward(layer, step, out);
+    check_step(shape_, layer, step, out);
+    const LayerClass& c = shape_.class_of(layer);
+    for (int h = 0; h < c.q_heads; ++h)
+      for (std::int64_t i = 0; i < step.positions.size(); ++i) std::ranges::copy(step.v.row(h / c.q_per_kv(), i), out.row(h, i).begin());
+  }
+  void end_prefill() override { inside_.reset(); }
+  std::vector<NamedBuffer> buffers() const override { return {}; }
+  void load(std::span<const NamedBuffer>) override {}
+  Tokens kept(int, int) const override { return Tokens(0); }
+
+ private:
+  CacheShape shape_;
+  std::unique_ptr<KvCache> inside_;
+};
+
+std::filesystem::path fresh_folder(const char* name) {
+  const std::filesystem::path folder = std::filesystem::temp_directory_path() / name;
+  std::filesystem::remove_all(folder);
+  return folder;
+}
+
+}  // namespace
+
+TEST_CASE("protocol A: full is the baseline bit for bit, a cache that keeps nothing fails, coarser codes cost more", "[unit]") {
+  const Transformer t = tiny("qwen3");
+  const CacheShape shape = t.model().cache;
+  const std::vector<Candidate> candidates{
+      method("full", shape), method("kivi:bits=4,group_size=16,residual_window=16", shape), method("kivi:bits=2,group_size=16,residual_window=16", shape),
+      {.label = "forgets", .open = [&] { return std::make_unique<ForgetfulCache>(shape); }}};
+  const auto results = read_text(t, shape, candidates, text(400), {.context = 96, .scored = 32, .windows = 2});
+  REQUIRE(results.size() == 5);
+  std::vector<TextSummary> s;
+  for (const TextResult& r : results) {
+    REQUIRE_FALSE(r.failure);
+    REQUIRE(r.scores.size() == 64);
+    s.push_back(summarize(r.scores));
+  }
+  CHECK(s[1].kl_max == 0.0);
+  CHECK(s[1].perplexity.value == s[0].perplexity.value);
+  CHECK(results[1].stored == results[1].dense);
+  CHECK(*std::ranges::max_element(results[1].attention_error) == 0.0);
+  CHECK(s[2].kl_mean.value > 0.0);
+  CHECK(s[3].kl_mean.value > 5 * s[2].kl_mean.value);
+  CHECK(results[3].stored < results[2].stored);
+  CHECK(s[4].kl_mean.value > s[3].kl_mean.value);
+  CHECK(verdict_of(s[4]) == Verdict::fails);
+  CHECK(results[4].stored.value == 0);
+}
+
+TEST_CASE("figures of a method do not depend on who else reads the text, nor on threads", "[unit]") {
+  const Transformer t = tiny("qwen3");
+  const CacheShape shape = t.model().cache;
+  const TextOptions options{.context = 64, .scored = 16};
+  const auto alone = read_text(t, shape, {method("snapkv:budget=24,observation_window=8", shape)}, text(200), options);
+  const int before = threads();
+  set_threads(1);
+  const auto among = read_text(t, shape, {method("kivi:bits=2,group_size=16", shape), method("snapkv:budget=24,observation_window=8", shape)}, text(200), options);
+  set_threads(before);
+  for (std::size_t i = 0; i < alone[1].scores.size(); ++i) {
+    CHECK(alone[1].scores[i].nll == among[2].scores[i].nll);
+    CHECK(alone[1].scores[i].kl == among[2].scores[i].kl);
+  }
+}
+
+TEST_CASE("a method that changes the prompt's own attention is followed from the layer where it differs", "[unit]") {
+  const Transformer t = tiny("llama");
+  const CacheShape shape = t.model().cache;
+  const std::vector<TokenId> tokens = text(160);
+  const Candidate forgetful{.label = "f", .open = [&] {
+                              auto cache = std::make_unique<ForgetfulCache>(shape);
+                              cache->end_prefill();  // even the prompt's tokens see themselves alone
+                              return cache;
+                            }};
+  Lockstep run(t, shape, {forgetful});
+  run.prefill(std::span(tokens).first(64));
+  const Array states = run.step(std::span(tokens).subspan(64, 1));
+  MethodAttention own(forgetful.open());
+  const Segment prompt{.attention = &own, .tokens = 64, .first_position = 0}, next{.attention = &own, .tokens = 1, .first_position = 64};
+  t.forward(std::span(tokens).first(64), {&prompt, 1});
+  const Array want = t.forward(std::span(tokens).subspan(64, 1), {&next, 1});
+  CHECK(std::equal(want.values().begin(), want.values().end(), states.values().begin() + t.hidden()));
+}
+
+TEST_CASE("protocol B scores every token behind the first chunk", "[unit]") {
+  const Transformer t = tiny("qwen3");
+  const CacheShape shape = t.model().cache;
+  const auto results = read_text(t, shape, {method("full", shape), method("streaming_llm:sinks=2,recent_window=14", shape)}, text(200),
+                                 {.protocol = Protocol::b, .context = 96, .scored = 32, .chunk = 48});
+  CHECK(results[1].scores.size() == 80);
+  CHECK(summarize(results[1].scores).kl_max == 0.0);
+  CHECK(summarize(results[2].scores).kl_mean.value > 0.0);
+  CHECK_THROWS_WITH(read_text(t, shape, {}, text(100), {.context = 96, .scored = 32}),
+                    "the text has 100 tokens, must have 129 for 1 windows of 96 and 32 scored");
+}
+
+TEST_CASE("a method that refuses is a row with its sentence, windowed layers stay plain where a method refuses windows", "[unit]") {
+  const Transformer t = tiny("gemma3_text");
+  const CacheShape shape = t.model().cache;
+  const Candidate snap = method("snapkv:budget=24,observation_window=8", shape);
+  CHECK(snap.label == "windowed:full;*:snapkv:budget=24,observation_window=8");
+  CHECK_THROWS_AS(method("kivi:group_size=24", shape), Unsupported);
+  const Candidate broken{.label = "broken", .open = []() -> std::unique_ptr<KvCache> { throw Unsupported("needs a trained file"); }};
+  const auto results = read_text(t, shape, {broken, snap}, text(200), {.context = 64, .scored = 16});
+  CHECK(results[1].failure == "needs a trained file");
+  CHECK_FALSE(results[2].failure);
+}
+
+TEST_CASE("a task's case holds its records, answers what it asks, and comes back from its seed", "[unit]") {
+  const std::string prose = "It was a bright cold day in April, and the clocks were striking thirteen [or so]. ";
+  std::string filler;
+  for (int i = 0; i < 60; ++i) filler += prose;
+  for (const std::string_view task : all_tasks()) {
+    CAPTURE(std::string(task));
+    std::set<std::string> answers;
+    for (std::uint32_t trial = 0; trial < 20; ++trial) {
+      const TaskCase c = make_case(task, 1, trial, filler, 1000);
+      CAPTURE(c.context, c.question, c.answer);
+      const auto total = c.context.size() + c.question.size();
+      CHECK(total >= 980);
+      CHECK(total <= 1010);
+      CHECK(c.context.back() == ' ');
+      CHECK(c.answer.front() == ' ');
+      const std::size_t at = c.context.find(c.question + c.answer + "] ");
+      if (task == "few_shot") {
+        CHECK(at == std::string::npos);
+        CHECK(c.question != c.second_question);
+      } else {
+        REQUIRE(at != std::string::npos);
+        CHECK(static_cast<double>(at) < 0.75 * static_cast<double>(c.context.size()));
+        CHECK(c.context.find(c.second_question + c.second_answer + "] ") != std::string::npos);
+      }
+      CHECK(make_case(task, 1, trial, filler, 1000).context == c.context);
+      CHECK(make_case(task, 2, trial, filler, 1000).context != c.context);
+      answers.insert(c.answer);
+    }
+    CHECK(answers.size() > 10);
+  }
+  CHECK_THROWS_WITH(make_case("passkeys", 1, 0, filler, 1000), "\"passkeys\": unknown task; did you mean \"passkey\"?");
+  CHECK_THROWS_AS(make_case("few_shot", 1, 0, filler, 60), InvalidArgument);
+}
+
+TEST_CASE("tasks ask the same cases of all methods and full agrees with the plain path", "[unit]") {
+  const Transformer t = tiny("llama");
+  const CacheShape shape = t.model().cache;
+  std::string filler;
+  for (int i = 0; i < 300; ++i) filler += "words of no meaning ";
+  const TaskOptions options{.tasks = {"passkey", "multi_needle"}, .context = 200, .trials = 3, .seed = 4, .filler = filler,
+                            .encode = [](std::string_view s) {
+                              std::vector<TokenId> ids;
+                              for (const char c : s) ids.push_back(static_cast<unsigned char>(c) % 50);
+                              return ids;
+                            }};
+  const auto results = run_tasks(t, shape, {method("full", shape), method("streaming_llm:sinks=1,recent_window=15", shape)}, options);
+  REQUIRE(results.size() == 3);
+  for (std::size_t k = 0; k < 2; ++k)
+    for (std::size_t way = 0; way < 3; ++way) {
+      CHECK(results[0].tasks[k].exact[way].size() == 3);
+      CHECK(results[0].tasks[k].log_probability[way] == results[1].tasks[k].log_probability[way]);
+      CHECK(results[0].tasks[k].log_probability[way] != results[2].tasks[k].log_probability[way]);
+    }
+}
+
+TEST_CASE("captured rows score a method as exact where it is, and come back from their files", "[unit]") {
+  const Transformer t = tiny("gemma3_text");
+  const CacheShape shape = t.model().cache;
+  const std::filesystem::path folder = fresh_folder("kvatlas_capture_test");
+  const auto files = capture(t, shape, text(60), folder, {.layers = {0, 2}, .outputs = true, .mass_queries = 60, .metadata = {{"model", "tiny"}}});
+  CHECK(files == std::vector<std::string>{"layer0.safetensors", "layer2.safetensors"});
+  const io::SafeTensors file = io::read_safetensors((folder / files[0]).string());
+  CHECK(file.metadata.at("rope") == "after");
+  CHECK(file.metadata.at("window") == "7");
+  CHECK(file.at("q").dims == std::vector<std::int64_t>{4, 60, 16});
+  CHECK(file.at("k").dims == std::vector<std::int64_t>{1, 60, 16});
+  const NamedTensor mass = io::to_floats(file.at("mass"), "mass");
+  for (std::int64_t h = 0; h < 4; ++h) {  // each of 60 queries gives its keys a total of 1
+    double total = 0;
+    for (std::int64_t i = 0; i < 60; ++i) total += static_cast<double>(mass.values[static_cast<std::size_t>(h * 60 + i)]);
+    CHECK(total == Approx(60).epsilon(1e-5));
+  }
+
+  const CapturedSet set = read_captures(folder, Dtype::bf16);
+  CHECK(set.model == "tiny");
+  REQUIRE(set.prompts.size() == 1);
+  CHECK(set.prompts[0].tokens == 60);
+  CHECK(set.prompts[0].shape.class_of(0).window == Tokens(7));
+  CHECK(set.prompts[0].shape.class_of(2).window == Tokens(0));
+  const CapturedScore full = score_captured(set, Recipe::parse("full"), {}, 8);
+  CHECK(full.attention_error == std::vector<double>{0, 0});
+  CHECK(full.stored == full.dense);
+  CHECK(full.probes == 8);
+  const CapturedScore four = score_captured(set, Recipe::parse("kivi:bits=4,group_size=16,residual_window=16"), {}, 8);
+  const CapturedScore two = score_captured(set, Recipe::parse("kivi:bits=2,group_size=16,residual_window=16"), {}, 8);
+  CHECK(four.attention_error[1] > 0);
+  CHECK(two.attention_error[1] > 2 * four.attention_error[1]);
+  CHECK(two.stored < four.stored);
+
+  const auto again = fresh_folder("kvatlas_capture_before");
+  capture(t, shape, text(20), again, {.before_rope = true});
+  CHECK_THROWS_AS(read_captures(again, Dtype::bf16), IoError);
+  CHECK_THROWS_AS(read_captures(fresh_folder("kvatlas_capture_none"), Dtype::bf16), IoError);
+  CHECK_THROWS_WITH(capture(t, shape, text(20), again, {.layers = {3}}), "layer is 3, must be below 3");
+  std::filesystem::remove_all(folder);
+  std::filesystem::remove_all(again);
+}
