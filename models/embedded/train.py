@@ -1,0 +1,189 @@
+"""Trains the embedded model on the CPU; stops and resumes at any time.
+
+    python corpus.py --out DIR/corpus
+    python train.py --dir DIR --steps 6000              (writes DIR/checkpoint.pt, DIR/log.csv; run again to go on)
+    python train.py --dir DIR --steps 6000 --decay 800  (the last 800 of 6000 steps lower the learning rate to zero)
+
+The rate is constant before the decay, so `--steps` may grow from one run to the next. Matrices are stepped by Muon
+(orthogonalised momentum, https://kellerjordan.github.io/posts/muon/), everything else by AdamW. Short contexts come
+first: copying heads form there, at a fraction of the price, and later stages stretch them.
+"""
+import argparse
+import csv
+import os
+import pathlib
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import model
+import tasks
+
+# From step, context, documents a batch, share of plain text: each batch has 8,192 bytes.
+STAGES = ((0, 128, 64, 0.3), (250, 256, 32, 0.3), (600, 512, 16, 0.35), (1000, 1024, 8, 0.4), (1250, 2048, 4, 0.4))
+ANSWER_WEIGHT = 4.0
+MUON_RATE, ADAM_RATE, EMBEDDING_RATE, WEIGHT_DECAY = 0.02, 3e-3, 6e-3, 0.05
+
+
+def stage(step, stages):
+    """The stage of a step; once the last stage is reached every third batch is one of an earlier one."""
+    reached = [s for s in stages if step >= s[0]]
+    return reached[step // 3 % len(reached)] if step % 3 == 2 and len(reached) > 2 else reached[-1]
+
+
+def batch(step, seed, text, stages):
+    """Batch `step` of a run: drawn from its own generator, so that a resumed run sees what an unbroken one would."""
+    rng = np.random.default_rng((seed, step))
+    _, context, count, share = stage(step, stages)
+    tokens = np.full((count, context + 1), model.BOS, np.int64)
+    weight = np.ones((count, context), np.float32)
+    for i in range(count):
+        tokens[i, 1:], weight[i] = tasks.document(rng, text, context - 1, share, ANSWER_WEIGHT)
+    return torch.from_numpy(tokens), torch.from_numpy(weight)
+
+
+def orthogonalise(g, steps=5):
+    """Newton-Schulz iteration towards the nearest orthogonal matrix, on a stack of matrices."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    wide = x.shape[-2] <= x.shape[-1]
+    x = (x if wide else x.mT).bfloat16()
+    for _ in range(steps):
+        s = x @ x.mT
+        x = a * x + (b * s + c * (s @ s)) @ x
+    return (x if wide else x.mT).float()
+
+
+class Optimizer:
+    """Muon for the matrices of the layers (stacked by shape), AdamW for embedding and norms."""
+
+    def __init__(self, weights):
+        self.weights = weights
+        self.stacks = {}
+        for name, w in weights.items():
+            if ".layers." in name and w.ndim == 2:
+                self.stacks.setdefault(tuple(w.shape), []).append(name)
+        self.rest = [n for n, w in weights.items() if ".layers." not in n or w.ndim == 1]
+        self.momentum = {shape: torch.zeros(len(names), *shape) for shape, names in self.stacks.items()}
+        self.first = {n: torch.zeros_like(weights[n]) for n in self.rest}
+        self.second = {n: torch.zeros_like(weights[n]) for n in self.rest}
+
+    def state(self):
+        return {"momentum": self.momentum, "first": self.first, "second": self.second}
+
+    def load(self, state):
+        self.momentum, self.first, self.second = state["momentum"], state["first"], state["second"]
+
+    @torch.no_grad()
+    def step(self, number, factor):
+        mu = min(0.95, 0.85 + number / 3000)
+        for shape, names in self.stacks.items():
+            g = torch.stack([self.weights[n].grad for n in names])
+            m = self.momentum[shape].mul_(mu).add_(g, alpha=1 - mu)
+            update = orthogonalise(g.lerp(m, mu)) * max(1.0, shape[0] / shape[1]) ** 0.5
+            for n, u in zip(names, update):
+                self.weights[n].mul_(1 - MUON_RATE * factor * WEIGHT_DECAY).add_(u, alpha=-MUON_RATE * factor)
+        b1, b2 = 0.9, 0.99
+        for n in self.rest:
+            g = self.weights[n].grad
+            m, v = self.first[n].lerp_(g, 1 - b1), self.second[n].lerp_(g * g, 1 - b2)
+            rate = (EMBEDDING_RATE if "embed" in n else ADAM_RATE) * factor
+            self.weights[n].sub_(rate * (m / (1 - b1 ** (number + 1))) / ((v / (1 - b2 ** (number + 1))).sqrt() + 1e-10))
+
+
+def factor(step, steps, decay):
+    """Share of the full rate: 100 steps up, flat, straight down over the last `decay` steps."""
+    return min((step + 1) / 100, 1.0, (steps - step) / decay if decay else 1.0)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=pathlib.Path, required=True)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--decay", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save-seconds", type=float, default=180)
+    parser.add_argument("--no-compile", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    text = (args.dir / "corpus/train.txt").read_bytes()
+    held_out = np.frombuffer((args.dir / "corpus/heldout.txt").read_bytes(), np.uint8)
+    c = model.CONFIG
+    tables = model.rope_tables(c, c["max_position_embeddings"])
+    weights = {n: w.requires_grad_() for n, w in model.initial(c, args.seed).items()}
+    optimizer = Optimizer(weights)
+    begin, spent, seen = 0, 0.0, 0
+    checkpoint = args.dir / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        with torch.no_grad():
+            for n, w in saved["weights"].items():
+                weights[n].copy_(w)
+        optimizer.load(saved["optimizer"])
+        begin, spent, seen = saved["step"], saved["cpu_seconds"], saved["tokens"]
+    if args.decay:  # a decay that was cut short may be resumed; one that is begun afresh keeps the checkpoint before it
+        before = args.dir / "before_decay.pt"
+        if checkpoint.exists() and not before.exists():
+            os.link(checkpoint, before)
+
+    def objective(weights, tokens, weight):
+        logits = model.forward(weights, c, tokens[:, :-1], tables, torch.bfloat16)
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        flat = weight.flatten()
+        # The split tells how plain text and answers fare; only the first figure is stepped on.
+        plain, answer = (flat == 1).float(), (flat == ANSWER_WEIGHT).float()
+        return (loss * flat).sum() / flat.sum(), (loss * plain).sum() / plain.sum(), (loss * answer).sum() / (answer.sum() + 1e-6)
+
+    run = objective if args.no_compile else torch.compile(objective, dynamic=False)
+
+    def save(step):
+        data = {"weights": {n: w.detach() for n, w in weights.items()}, "optimizer": optimizer.state(), "step": step,
+                "cpu_seconds": spent + time.process_time(), "tokens": seen, "config": c}
+        torch.save(data, checkpoint.with_suffix(".new"))
+        os.replace(checkpoint.with_suffix(".new"), checkpoint)
+
+    def held_out_bits():
+        """Bits a byte of 32 held-out pieces of 512 bytes, each begun afresh."""
+        pieces = held_out[: len(held_out) // 512 * 512].reshape(-1, 512)[:: len(held_out) // 512 // 32][:32].astype(np.int64)
+        tokens = torch.from_numpy(np.concatenate((np.full((len(pieces), 1), model.BOS), pieces), 1))
+        with torch.no_grad():
+            logits = model.forward(weights, c, tokens[:, :-1], tables, torch.bfloat16)
+            return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item() / np.log(2)
+
+    log = args.dir / "log.csv"
+    header = not log.exists()
+    last_save = began = time.time()
+    sums, counted = np.zeros(3), 0
+    with log.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if header:
+            writer.writerow(["step", "tokens", "context", "loss", "text_bits", "answer_nats", "held_out_bits", "rate_factor", "cpu_seconds", "wall_seconds_of_run"])
+        for step in range(begin, args.steps):
+            rate = factor(step, args.steps, args.decay)
+            tokens, weight = batch(step, args.seed, text, STAGES)
+            losses = run(weights, tokens, weight)
+            losses[0].backward()
+            optimizer.step(step, rate)
+            for w in weights.values():
+                w.grad = None
+            sums += [v.item() for v in losses]
+            counted += 1
+            seen += weight.numel()
+            if (step + 1) % 50 == 0 or step + 1 == args.steps:
+                bits = held_out_bits() if (step + 1) % 200 == 0 or step + 1 == args.steps else None
+                mean = sums / counted
+                writer.writerow([step + 1, seen, weight.shape[1], f"{mean[0]:.4f}", f"{mean[1] / np.log(2):.4f}", f"{mean[2]:.4f}",
+                                 "" if bits is None else f"{bits:.4f}", f"{rate:.3f}", f"{spent + time.process_time():.0f}", f"{time.time() - began:.0f}"])
+                file.flush()
+                sums, counted = np.zeros(3), 0
+            if time.time() - last_save > args.save_seconds:
+                save(step + 1)
+                last_save = time.time()
+    save(args.steps)
+
+
+if __name__ == "__main__":
+    main()
