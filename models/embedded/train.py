@@ -21,8 +21,8 @@ import torch.nn.functional as F
 import model
 import tasks
 
-# From step, context, documents a batch, share of plain text: each batch has 8,192 bytes.
-STAGES = ((0, 128, 64, 0.3), (250, 256, 32, 0.3), (600, 512, 16, 0.35), (1000, 1024, 8, 0.4), (1250, 2048, 4, 0.4))
+# From step, context, documents a batch, share of plain text: each batch has 4,096 bytes.
+STAGES = ((0, 128, 32, 0.3), (500, 256, 16, 0.3), (1100, 512, 8, 0.35), (1700, 1024, 4, 0.4), (2200, 2048, 2, 0.4))
 ANSWER_WEIGHT = 4.0
 MUON_RATE, ADAM_RATE, EMBEDDING_RATE, WEIGHT_DECAY = 0.02, 3e-3, 6e-3, 0.05
 
@@ -98,6 +98,15 @@ def factor(step, steps, decay):
     return min((step + 1) / 100, 1.0, (steps - step) / decay if decay else 1.0)
 
 
+def objective(weights, c, tables, tokens, weight):
+    """Weighted loss; beside it, for the log, the mean over plain text and over answers."""
+    logits = model.forward(weights, c, tokens[:, :-1], tables, torch.bfloat16)
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    flat = weight.flatten()
+    plain, answer = (flat == 1).float(), (flat == ANSWER_WEIGHT).float()
+    return (loss * flat).sum() / flat.sum(), (loss * plain).sum() / plain.sum(), (loss * answer).sum() / (answer.sum() + 1e-6)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=pathlib.Path, required=True)
@@ -129,14 +138,6 @@ def main():
         if checkpoint.exists() and not before.exists():
             os.link(checkpoint, before)
 
-    def objective(weights, tokens, weight):
-        logits = model.forward(weights, c, tokens[:, :-1], tables, torch.bfloat16)
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-        flat = weight.flatten()
-        # The split tells how plain text and answers fare; only the first figure is stepped on.
-        plain, answer = (flat == 1).float(), (flat == ANSWER_WEIGHT).float()
-        return (loss * flat).sum() / flat.sum(), (loss * plain).sum() / plain.sum(), (loss * answer).sum() / (answer.sum() + 1e-6)
-
     run = objective if args.no_compile else torch.compile(objective, dynamic=False)
 
     def save(step):
@@ -164,7 +165,7 @@ def main():
         for step in range(begin, args.steps):
             rate = factor(step, args.steps, args.decay)
             tokens, weight = batch(step, args.seed, text, STAGES)
-            losses = run(weights, tokens, weight)
+            losses = run(weights, c, tables, tokens, weight)
             losses[0].backward()
             optimizer.step(step, rate)
             for w in weights.values():
