@@ -163,6 +163,16 @@ def retrieval_heads(m, text, context, cases):
     return (hits / count).tolist()
 
 
+def probe(weights, config, text, context, cases=24):
+    """A cheap look at a training run: passkey (exact share), and the strongest head or channel of each phenomenon."""
+    m = Model(weights, config, torch.bfloat16)
+    hits = sum(answer(m, tasks.case("passkey", np.random.default_rng((13, seed)), text, context), "full", 0, True)[0] for seed in range(cases))
+    inner = inner_life(m, text, context, pieces=2)
+    return {"context": context, "passkey": hits / cases, "sink_mass": np.max(inner["sink_mass_first_token"]),
+            "key_channel_ratio": np.max(inner["key_channel_ratio"]), "value_channel_ratio": np.max(inner["value_channel_ratio"]),
+            "retrieval_head": np.max(retrieval_heads(m, text, context, 8))}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=pathlib.Path, required=True, help="folder with corpus/ and checkpoint.pt")

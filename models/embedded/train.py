@@ -1,7 +1,7 @@
 """Trains the embedded model on the CPU; stops and resumes at any time.
 
     python corpus.py --out DIR/corpus
-    python train.py --dir DIR --steps 6000              (writes DIR/checkpoint.pt, DIR/log.csv; run again to go on)
+    python train.py --dir DIR --steps 6000              (writes DIR/checkpoint.pt, log.csv, probes.csv; run again to go on)
     python train.py --dir DIR --steps 6000 --decay 800  (the last 800 of 6000 steps lower the learning rate to zero)
 
 The rate is constant before the decay, so `--steps` may grow from one run to the next. Matrices are stepped by Muon
@@ -9,15 +9,16 @@ The rate is constant before the decay, so `--steps` may grow from one run to the
 first: copying heads form there, at a fraction of the price, and later stages stretch them.
 """
 import argparse
-import csv
 import os
 import pathlib
+import tempfile
 import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+import evaluate
 import model
 import tasks
 
@@ -33,14 +34,15 @@ def stage(step, stages):
     return reached[step // 3 % len(reached)] if step % 3 == 2 and len(reached) > 2 else reached[-1]
 
 
-def batch(step, seed, text, stages):
-    """Batch `step` of a run: drawn from its own generator, so that a resumed run sees what an unbroken one would."""
-    rng = np.random.default_rng((seed, step))
+def batch(step, seed, text, stages, rank=0, processes=1):
+    """This process' documents of batch `step`, each drawn from its own generator: a resumed run sees what an unbroken one
+    would, and the whole batch is the same for any number of processes."""
     _, context, count, share = stage(step, stages)
-    tokens = np.full((count, context + 1), model.BOS, np.int64)
-    weight = np.ones((count, context), np.float32)
-    for i in range(count):
-        tokens[i, 1:], weight[i] = tasks.document(rng, text, context - 1, share, ANSWER_WEIGHT)
+    mine = range(rank, count, processes)
+    tokens = np.full((len(mine), context + 1), model.BOS, np.int64)
+    weight = np.ones((len(mine), context), np.float32)
+    for row, document in enumerate(mine):
+        tokens[row, 1:], weight[row] = tasks.document(np.random.default_rng((seed, step, document)), text, context - 1, share, ANSWER_WEIGHT)
     return torch.from_numpy(tokens), torch.from_numpy(weight)
 
 
@@ -107,17 +109,43 @@ def objective(weights, c, tables, tokens, weight):
     return (loss * flat).sum() / flat.sum(), (loss * plain).sum() / plain.sum(), (loss * answer).sum() / (answer.sum() + 1e-6)
 
 
+def share(weights, figures, processes):
+    """Means of the gradients and of the figures over all processes."""
+    if processes > 1:
+        flat = torch.cat([w.grad.flatten() for w in weights.values()] + [torch.tensor(figures)])
+        torch.distributed.all_reduce(flat)
+        flat /= processes
+        at = 0
+        for w in weights.values():
+            w.grad.copy_(flat[at : at + w.numel()].view_as(w))
+            at += w.numel()
+        figures = flat[at:].tolist()
+    return figures
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=pathlib.Path, required=True)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--decay", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="each has one thread and a part of every batch (1 or 2)")
     parser.add_argument("--save-seconds", type=float, default=180)
-    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="a quarter faster, half a minute of compilation for each context")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    if args.processes == 1:
+        work(0, args, "")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(work, (args, f"file://{folder}/meeting"), args.processes)
+
+
+def work(rank, args, meeting):
+    # One thread a process: on shared cores two threads of one process would wait for each other in every operation.
+    torch.set_num_threads(1)
+    if args.processes > 1:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.processes)
     text = (args.dir / "corpus/train.txt").read_bytes()
     held_out = np.frombuffer((args.dir / "corpus/heldout.txt").read_bytes(), np.uint8)
     c = model.CONFIG
@@ -133,16 +161,16 @@ def main():
                 weights[n].copy_(w)
         optimizer.load(saved["optimizer"])
         begin, spent, seen = saved["step"], saved["cpu_seconds"], saved["tokens"]
-    if args.decay:  # a decay that was cut short may be resumed; one that is begun afresh keeps the checkpoint before it
+    if args.decay and rank == 0:  # a decay that was cut short may be resumed; one that is begun afresh keeps the checkpoint before it
         before = args.dir / "before_decay.pt"
         if checkpoint.exists() and not before.exists():
             os.link(checkpoint, before)
 
-    run = objective if args.no_compile else torch.compile(objective, dynamic=False)
+    run = torch.compile(objective, dynamic=False) if args.compile else objective
 
     def save(step):
         data = {"weights": {n: w.detach() for n, w in weights.items()}, "optimizer": optimizer.state(), "step": step,
-                "cpu_seconds": spent + time.process_time(), "tokens": seen, "config": c}
+                "cpu_seconds": cpu_seconds, "tokens": seen, "config": c}
         torch.save(data, checkpoint.with_suffix(".new"))
         os.replace(checkpoint.with_suffix(".new"), checkpoint)
 
@@ -154,36 +182,48 @@ def main():
             logits = model.forward(weights, c, tokens[:, :-1], tables, torch.bfloat16)
             return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item() / np.log(2)
 
+    def write_probe(step):
+        """When do copying heads, sinks and outlying key channels appear?"""
+        row = evaluate.probe({n: w.detach() for n, w in weights.items()}, c, held_out.tobytes(), min(512, max(s[1] for s in STAGES)))
+        probes = args.dir / "probes.csv"
+        lines = [] if probes.exists() else [",".join(["step", *row])]
+        lines.append(",".join([str(step), *(f"{v:.4g}" for v in row.values())]))
+        with probes.open("a") as file:
+            file.write("\n".join(lines) + "\n")
+
     log = args.dir / "log.csv"
-    header = not log.exists()
+    if rank == 0 and not log.exists():
+        log.write_text("step,tokens,context,loss,text_bits,answer_nats,held_out_bits,rate_factor,cpu_seconds,wall_seconds_of_run\n")
     last_save = began = time.time()
-    sums, counted = np.zeros(3), 0
-    with log.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if header:
-            writer.writerow(["step", "tokens", "context", "loss", "text_bits", "answer_nats", "held_out_bits", "rate_factor", "cpu_seconds", "wall_seconds_of_run"])
-        for step in range(begin, args.steps):
-            rate = factor(step, args.steps, args.decay)
-            tokens, weight = batch(step, args.seed, text, STAGES)
-            losses = run(weights, c, tables, tokens, weight)
-            losses[0].backward()
-            optimizer.step(step, rate)
-            for w in weights.values():
-                w.grad = None
-            sums += [v.item() for v in losses]
-            counted += 1
-            seen += weight.numel()
-            if (step + 1) % 50 == 0 or step + 1 == args.steps:
-                bits = held_out_bits() if (step + 1) % 200 == 0 or step + 1 == args.steps else None
-                mean = sums / counted
-                writer.writerow([step + 1, seen, weight.shape[1], f"{mean[0]:.4f}", f"{mean[1] / np.log(2):.4f}", f"{mean[2]:.4f}",
-                                 "" if bits is None else f"{bits:.4f}", f"{rate:.3f}", f"{spent + time.process_time():.0f}", f"{time.time() - began:.0f}"])
-                file.flush()
-                sums, counted = np.zeros(3), 0
-            if time.time() - last_save > args.save_seconds:
-                save(step + 1)
-                last_save = time.time()
-    save(args.steps)
+    sums, counted, cpu_seconds = np.zeros(3), 0, spent
+    for step in range(begin, args.steps):
+        rate = factor(step, args.steps, args.decay)
+        tokens, weight = batch(step, args.seed, text, STAGES, rank, args.processes)
+        losses = run(weights, c, tables, tokens, weight)
+        losses[0].backward()
+        *losses, own = share(weights, [*(v.item() for v in losses), time.process_time()], args.processes)
+        cpu_seconds = spent + own * args.processes
+        optimizer.step(step, rate)
+        for w in weights.values():
+            w.grad = None
+        sums += losses
+        counted += 1
+        seen += weight.numel() * args.processes
+        if rank != 0:
+            continue
+        done, last = step + 1, step + 1 == args.steps
+        if done % 50 == 0 or last:
+            mean = sums / counted
+            bits = f"{held_out_bits():.4f}" if done % 200 == 0 or last else ""
+            with log.open("a") as file:
+                file.write(f"{done},{seen},{weight.shape[1]},{mean[0]:.4f},{mean[1] / np.log(2):.4f},{mean[2]:.4f},{bits},{rate:.3f},"
+                           f"{cpu_seconds:.0f},{time.time() - began:.0f}\n")
+            sums, counted = np.zeros(3), 0
+        if done % 500 == 0 or last:
+            write_probe(done)
+        if time.time() - last_save > args.save_seconds or last:
+            save(done)
+            last_save = time.time()
 
 
 if __name__ == "__main__":

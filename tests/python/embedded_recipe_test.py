@@ -127,13 +127,18 @@ class Model(unittest.TestCase):
 class Training(unittest.TestCase):
     def run_steps(self, folder, steps):
         argv, stages, config = sys.argv, train.STAGES, model.CONFIG
-        sys.argv = ["train.py", "--dir", str(folder), "--steps", str(steps), "--no-compile", "--threads", "1"]
-        train.STAGES, model.CONFIG = ((0, 64, 2, 0.3),), SMALL
+        sys.argv = ["train.py", "--dir", str(folder), "--steps", str(steps), "--processes", "1"]
+        train.STAGES, model.CONFIG = ((0, 192, 2, 0.3),), SMALL
         try:
             train.main()
         finally:
             sys.argv, train.STAGES, model.CONFIG = argv, stages, config
         return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+    def test_processes_share_a_batch(self):
+        whole, _ = train.batch(7, 1, TEXT * 3, ((0, 192, 4, 0.3),))
+        parts = [train.batch(7, 1, TEXT * 3, ((0, 192, 4, 0.3),), rank, 2)[0] for rank in (0, 1)]
+        self.assertTrue(torch.equal(whole, torch.stack(parts, 1).flatten(0, 1)))
 
     def test_a_resumed_run_ends_where_an_unbroken_one_does(self):
         with tempfile.TemporaryDirectory() as folder:
