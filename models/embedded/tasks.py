@@ -185,7 +185,7 @@ def document(rng, text, size, text_share, answer_weight):
             known = few_shot_seen >= 1  # the first example shows the rule
             few_shot_seen += 1
         seen.add(record.question)
-        weight += [0.0] * len(record.question)
+        weight += [0.0] * (len(record.question) - 1) + [1.0]  # the space before the answer
         weight += [answer_weight if known else 0.0] * len(record.answer)
         weight += [answer_weight * 0.5, 1.0]  # the bracket, the space
     return np.frombuffer(bytes(data[: size + 1]), np.uint8), np.asarray(weight[: size + 1], np.float32)

@@ -4,31 +4,32 @@
     kvatlas evaluate --capture DIR
 
 Works with any decoder whose attention calls torch's scaled_dot_product_attention once a layer (in transformers: the
-default, attn_implementation="sdpa"); for another model call `capture` yourself. DIR/README: python/examples/README.md.
+default, attn_implementation="sdpa"); for another model call `capture` yourself. What is written: python/examples/README.md.
 """
 import argparse
-import json
 import pathlib
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 
-def capture(forward, prompt, layers, kv_heads, out, queries=64):
-    """Runs forward() once and writes q, k, v of the listed layers (counted by calls) as `prompt`.L<layer>.<q|k|v>.npy.
-    Keys and values are whole; queries are those of `queries` positions, spread evenly and always with the last one."""
-    attention, call, facts = F.scaled_dot_product_attention, -1, {}
+def capture(forward, out, model, prompt, layers, kv_heads, windows=None):
+    """Runs forward() once and writes <prompt>.layer<N>.safetensors for each listed layer, counted by its calls of attention."""
+    attention, call = F.scaled_dot_product_attention, -1
 
     def spy(q, k, v, *args, **kwargs):
         nonlocal call
         call += 1
         if call in layers:
-            at = np.unique(np.linspace(0, q.shape[2] - 1, queries).round().astype(int))
-            step = k.shape[1] // kv_heads  # callers without grouped attention repeat every kv head
-            for name, x in (("q", q[0][:, at]), ("k", k[0, ::step]), ("v", v[0, ::step])):
-                np.save(out / f"{prompt}.L{call}.{name}.npy", x.detach().transpose(0, 1).float().contiguous().cpu().numpy())
-            facts.update(tokens=q.shape[2], q_heads=q.shape[1], scale=kwargs.get("scale") or q.shape[3] ** -0.5, positions=at.tolist())
+            every = k.shape[1] // kv_heads  # callers without grouped attention repeat every kv head
+            rows = {"q": q[0], "k": k[0, ::every], "v": v[0, ::every]}  # [heads, tokens, head_dim], after RoPE
+            facts = {"format": "kvatlas capture 1", "model": model, "prompt": prompt, "layer": str(call), "rope": "after"}
+            if kwargs.get("scale"):
+                facts["score_scale"] = repr(float(kwargs["scale"]))
+            if windows and windows.get(call):
+                facts["window"] = str(windows[call])
+            save_file({n: x.detach().float().cpu().contiguous() for n, x in rows.items()}, out / f"{prompt}.layer{call}.safetensors", facts)
         return attention(q, k, v, *args, **kwargs)
 
     F.scaled_dot_product_attention = spy
@@ -37,7 +38,8 @@ def capture(forward, prompt, layers, kv_heads, out, queries=64):
             forward()
     finally:
         F.scaled_dot_product_attention = attention
-    return {"prompt": prompt, "layers": sorted(layers), "kv_heads": kv_heads, **facts}
+    if call < max(layers):
+        raise ValueError(f"layer is {max(layers)}, must be below {call + 1}, the number of attention calls of this model")
 
 
 def main():
@@ -52,13 +54,13 @@ def main():
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, attn_implementation="sdpa").eval()
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or []
+    windows = {i: config.sliding_window for i, kind in enumerate(kinds) if kind == "sliding_attention"}
     args.out.mkdir(parents=True, exist_ok=True)
-    prompts = []
     for text in args.text:
         ids = tokenizer(text.read_text(), return_tensors="pt").input_ids[:, : args.tokens]
-        prompts.append(capture(lambda ids=ids: model(ids, use_cache=False), text.stem, set(args.layers), model.config.get_text_config().num_key_value_heads, args.out))
-    manifest = {"format": "kvatlas-passport", "version": 1, "model": args.model, "config": model.config.to_dict(), "prompts": prompts}
-    (args.out / "passport.json").write_text(json.dumps(manifest, indent=1, default=str))
+        capture(lambda ids=ids: model(ids, use_cache=False), args.out, pathlib.Path(args.model).name, text.stem, set(args.layers), config.num_key_value_heads, windows)
 
 
 if __name__ == "__main__":
