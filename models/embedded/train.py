@@ -143,6 +143,7 @@ def main():
 def work(rank, args, meeting):
     # One thread a process: on shared cores two threads of one process would wait for each other in every operation.
     torch.set_num_threads(1)
+    parent = os.getppid()
     if args.processes > 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.processes)
@@ -197,6 +198,8 @@ def work(rank, args, meeting):
     last_save = began = time.time()
     sums, counted, cpu_seconds = np.zeros(3), 0, spent
     for step in range(begin, args.steps):
+        if args.processes > 1 and os.getppid() != parent:
+            return  # the starting process was ended: no orphan writes into a later run's files
         rate = factor(step, args.steps, args.decay)
         tokens, weight = batch(step, args.seed, text, STAGES, rank, args.processes)
         losses = run(weights, c, tables, tokens, weight)
