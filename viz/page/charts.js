@@ -36,8 +36,9 @@ function cloud(rows, x, y) {
 // Names beside marks, each at the first side where it touches no other name and no mark.
 function markLabels(rows, x, y, xAxis, yAxis, width, height) {
   const plotW = width - 94, plotH = height - 92;
-  const px = (r) => ((Math.log10(x(r)) - xAxis.range[0]) / (xAxis.range[1] - xAxis.range[0])) * plotW;
-  const py = (r) => plotH - ((Math.log10(y(r)) - yAxis.range[0]) / (yAxis.range[1] - yAxis.range[0])) * plotH;
+  const along = (axis, v) => (axis.type === "log" ? Math.log10(v) : v);
+  const px = (r) => ((along(xAxis, x(r)) - xAxis.range[0]) / (xAxis.range[1] - xAxis.range[0])) * plotW;
+  const py = (r) => plotH - ((along(yAxis, y(r)) - yAxis.range[0]) / (yAxis.range[1] - yAxis.range[0])) * plotH;
   const taken = rows.map((r) => [px(r) - 8, py(r) - 8, px(r) + 8, py(r) + 8]);
   const out = [];
   for (const r of rows) {
@@ -49,7 +50,7 @@ function markLabels(rows, x, y, xAxis, yAxis, width, height) {
       const free = box[0] > -40 && box[2] < plotW + 16 && box[1] > -12 && box[3] < plotH && !taken.some((t) => box[0] < t[2] && box[2] > t[0] && box[1] < t[3] && box[3] > t[1]);
       if (!free) continue;
       taken.push(box);
-      out.push({ x: Math.log10(x(r)), y: Math.log10(y(r)), xshift: dx, yshift: -dy, text: esc(text), showarrow: false, xanchor: anchor, font: { color: css("--ink"), size: 12 } });
+      out.push({ x: along(xAxis, x(r)), y: along(yAxis, y(r)), xshift: dx, yshift: -dy, text: esc(text), showarrow: false, xanchor: anchor, font: { color: css("--ink"), size: 12 } });
       break;
     }
   }
@@ -151,16 +152,17 @@ defineChart("quality", {
     const joined = q.rows.map((r) => ({ r, q: index.quality(slug, D.methods[r.m].recipe) })).filter((p) => p.q);
     const same = joined.filter((p) => p.q.quality_model === slug);
     if (same.length) {
-      const x = (r) => index.quality(slug, D.methods[r.m].recipe).retained, value = (r) => r.value;
-      const rows = same.map((p) => p.r), lit = rows.filter((r) => slotOf(r.m) !== null), grey = rows.filter((r) => slotOf(r.m) === null);
+      // The plain cache is what quality is counted against: 1 by definition.
+      const x = (r) => (r.m === index.baseline ? 1 : index.quality(slug, D.methods[r.m].recipe).retained), value = (r) => r.value;
+      const rows = [...(q.plain ? [q.plain] : []), ...same.map((p) => p.r)], lit = rows.filter((r) => slotOf(r.m) !== null), grey = rows.filter((r) => slotOf(r.m) === null);
       const values = rows.map(x), low = Math.min(...values, 0.95), high = Math.max(...values, 1);
-      const y = logAxis(rows.map(value), logTicks, (v) => num(v), 0.1);
+      const y = logAxis(rows.map(value), logTicks, (v) => num(v), 0.1), xAxis = { range: [low - 0.04 * (high - low), high + 0.06 * (high - low)] };
       const traces = [...cloud(grey, x, value), ...lit.flatMap((r) => marks([r], slotOf(r.m), x, value))];
       const front = frontOf(rows.map((r) => ({ x: x(r), y: r.value })));
       traces.unshift({ type: "scatter", mode: "lines", x: front.map((p) => p.x), y: front.map((p) => p.y), line: { color: css("--muted"), width: 1.2, dash: "dot", shape: "vh" } });
       return {
-        title: `${valueName()} against retained quality, both of ${D.models[state.model].name}`, note: `${rows.length} settings whose quality was judged on this model. Hatched: proxy quality or an uncalibrated format.`, height: 380, traces,
-        layout: layoutOf({ range: [low - 0.02 * (high - low), high + 0.02 * (high - low)] }, y, { annotations: axisTitles("retained quality (1 = the plain cache's)", valueName()) }), rows: lit,
+        title: `${valueName()} against retained quality, both of ${D.models[state.model].name}`, note: `${same.length} settings whose quality was judged on this model. Hatched: proxy quality or an uncalibrated format.`, height: 380, traces,
+        layout: layoutOf(xAxis, y, { annotations: [...axisTitles("retained quality (1 = the plain cache's)", valueName()), ...markLabels(lit, x, value, xAxis, y, $("#quality").clientWidth || 700, 380)] }), rows: lit,
         table: { columns: ["method", valueName(), "retained", "grade", "metric", "value", "n", "source"], rows: same.map((p) => [D.methods[p.r.m].recipe, p.r.value, p.q.retained, GRADES[p.q.grade], p.q.metric, p.q.value, p.q.n, p.q.source]) },
       };
     }

@@ -81,18 +81,27 @@ function axisTitles(x, y) {
   ];
 }
 
-// Names at the right end of lines, moved apart where they would touch.
+// Names at the right end of lines. Those that would touch stand as a block around their mean.
 function endLabels(series, axis, height) {
   const [low, high] = axis.range;
   const log = axis.type === "log", plot = height - 72, gap = 15;
   const place = (v) => ((log ? Math.log10(v) : v) - low) / (high - low) * plot;
-  const list = series.map((s) => ({ ...s, at: place(s.y) })).sort((a, b) => a.at - b.at);
-  for (let i = 1; i < list.length; ++i) list[i].at = Math.max(list[i].at, list[i - 1].at + gap);
-  const over = list.length ? list[list.length - 1].at - plot : 0;
-  if (over > 0) for (let i = list.length - 1, limit = plot; i >= 0; --i, limit -= gap) list[i].at = Math.min(list[i].at, limit);
-  return list.map((s) => ({
-    xref: "paper", yref: "paper", x: 1, xanchor: "left", xshift: 8, y: Math.max(0, s.at / plot), yanchor: "middle", showarrow: false, text: esc(short(s.text)),
-    font: { color: s.colour, size: 12 }, align: "left",
+  let blocks = series.map((s) => ({ list: [s], at: place(s.y) })).sort((a, b) => a.at - b.at);
+  for (let moved = true; moved;) {
+    moved = false;
+    for (const b of blocks) b.at = Math.max((b.list.length - 1) * gap / 2, Math.min(b.at, plot - (b.list.length - 1) * gap / 2));
+    for (let i = 1; i < blocks.length; ++i) {
+      const a = blocks[i - 1], b = blocks[i], room = (a.list.length + b.list.length) * gap / 2;
+      if (b.at - a.at >= room) continue;
+      const n = a.list.length + b.list.length;
+      blocks.splice(i - 1, 2, { list: [...a.list, ...b.list], at: (a.at * a.list.length + b.at * b.list.length) / n });
+      moved = true;
+      break;
+    }
+  }
+  const placed = blocks.flatMap((b) => b.list.map((s, k) => ({ ...s, at: b.at + (k - (b.list.length - 1) / 2) * gap })));
+  return placed.map((s) => ({
+    xref: "paper", yref: "paper", x: 1, xanchor: "left", xshift: 8, y: s.at / plot, yanchor: "middle", showarrow: false, text: esc(short(s.text)), font: { color: s.colour, size: 12 }, align: "left",
   }));
 }
 const short = (text, most = 24) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
@@ -116,7 +125,7 @@ function cardOf(row, extra = []) {
   line("cache", `${gib(row.cache)} <span>${times(row.size)} smaller</span>`);
   line("peak of a GPU", gib(row.peak));
   line("bound by", esc(boundName(row.bound)));
-  line("quality", q ? `${num(q.retained)} ${esc(GRADES[q.grade])} on ${esc(q.quality_model)}` : "unknown");
+  line("quality", q ? `${num(q.retained, 4)} ${esc(GRADES[q.grade])} on ${esc(q.quality_model)}` : "unknown");
   line("evidence", esc(evidenceName(row.evidence)));
   for (const [name, value] of extra) line(name, value);
   const params = Object.entries(method.params).map(([k, v]) => `${k} ${v}`).join(", ");

@@ -22,7 +22,7 @@ function intervalBar(r, most) {
 function qualityText(r) {
   if (r.m === index.baseline) return "1";
   const q = index.quality(D.models[D.configurations.model[r.cfg]].slug, D.methods[r.m].recipe);
-  return q ? `${num(q.retained)} <small>${esc(GRADES[q.grade])}</small>` : '<small>unknown</small>';
+  return q ? `${num(q.retained, 4)} <small>${esc(GRADES[q.grade])}</small>` : '<small>unknown</small>';
 }
 
 const forgetText = { true: "forgets tokens", false: "keeps every token" };
@@ -49,9 +49,11 @@ function drawAnswer() {
   const best = q.advised || q.plain || q.offered[0] || q.rows[0];
   const judged = D.quality.some((r) => r.model === D.models[state.model].slug && known(r.retained));
   let why;
-  if (q.advised) why = index.quality(D.models[state.model].slug, D.methods[best.m].recipe) ? "The fastest that an engine offers among those whose quality is known." : "The fastest that an engine offers today among those that forget no token. Nobody has judged its quality here: try it on your task first.";
+  if (q.advised) why = index.quality(D.models[state.model].slug, D.methods[best.m].recipe) ? "The fastest that an engine offers among those whose quality is known." : `The fastest that an engine offers today${D.caches.model.length ? " among those that forget no token" : "; this store does not say which methods forget tokens"}. Nobody has judged its quality here: try it on your task first.`;
   else if (best === q.plain) why = "Nothing that an engine offers, keeps every token (or was judged) and pays is in this file: stay with the plain cache, or look at the rows below.";
   else why = "Research only: no engine offers it today.";
+  const bestQuality = best.m === index.baseline ? null : index.quality(D.models[state.model].slug, D.methods[best.m].recipe);
+  if (bestQuality) why += ` It retains ${num(bestQuality.retained, 4)} of the plain cache's quality (${esc(GRADES[bestQuality.grade])} on ${esc(bestQuality.quality_model)}).`;
   const runner = q.rows[0];
   if (runner !== best && runner.value > best.value * 1.02) why += ` ${esc(D.methods[runner.m].recipe)} would be ${times(runner.value / best.value)} as fast${D.methods[runner.m].deployable ? "" : ", in no engine"}${q.forgets(runner) ? ", but forgets tokens" : ""}.`;
   const facts = [[num(best.value), what, `80 %: ${num(best.low)} – ${num(best.high)}`], [times(best.gain), "over the plain cache", known(best.decode) ? `decode only ${times(best.decode)}` : ""], [times(best.size), "smaller cache", gib(best.cache)]];
@@ -85,8 +87,8 @@ const r0 = (q) => (q.rows.length ? q.rows[0].kind : "served");
 
 // ---- filters and the legend ----
 
-const filtersOn = () => Boolean(state.families || state.evidences || state.deployable || state.judged);
-function clearFilters() { state.families = null; state.evidences = null; state.deployable = false; state.judged = false; changed("filters"); }
+const filtersOn = () => Boolean(state.families || state.evidences || state.deployable || state.quality !== null);
+function clearFilters() { state.families = null; state.evidences = null; state.deployable = false; state.quality = null; changed("filters"); }
 
 function drawFilters() {
   const families = [...new Set(D.methods.map((m) => m.family))].filter((f) => f !== "baseline").sort();
@@ -95,7 +97,8 @@ function drawFilters() {
   const fields = [];
   fields.push(`<fieldset><legend>family</legend>${families.map((f) => chip("families", f, f.replace("_", " "), !state.families || state.families.has(f))).join("")}</fieldset>`);
   fields.push(`<fieldset><legend>evidence of the timing</legend>${evidences.map((e) => chip("evidences", e, evidenceName(e), !state.evidences || state.evidences.has(e), EVIDENCE[e] ? EVIDENCE[e][1] : "")).join("")}</fieldset>`);
-  fields.push(`<fieldset><legend>only</legend>${chip("deployable", "1", "offered by an engine", state.deployable)}${chip("judged", "1", "quality known", state.judged)}</fieldset>`);
+  fields.push(`<fieldset><legend>only</legend>${chip("deployable", "1", "offered by an engine", state.deployable)}</fieldset>`);
+  fields.push(`<fieldset><legend>quality</legend><select id="pick-quality" aria-label="quality">${option("", "known or not", state.quality === null)}${[[0, "known"], [0.9, "at least 0.9 retained"], [0.95, "at least 0.95"], [0.99, "at least 0.99"]].map(([v, t]) => option(v, t, state.quality === v)).join("")}</select></fieldset>`);
   if (D.scenarios.length > 1) fields.push(`<fieldset><legend>scenario</legend><select id="pick-scenario" aria-label="scenario">${D.scenarios.map((s, i) => option(i, scenarioText(s), i === state.scenario)).join("")}</select></fieldset>`);
   if (D.plans.length > 1) fields.push(`<fieldset><legend>kernels</legend><select id="pick-plan" aria-label="kernels">${D.plans.map((p, i) => option(i, p === "ideal" ? "well written (ideal)" : p === "released" ? "official code (released)" : p, i === state.plan)).join("")}</select></fieldset>`);
   fields.push(`<button class="quiet" id="clear" ${filtersOn() ? "" : "disabled"}>clear</button>`);
@@ -105,7 +108,7 @@ function drawFilters() {
     const b = e.target.closest(".chip");
     if (!b) return;
     const { group, value } = b.dataset;
-    if (group === "deployable" || group === "judged") state[group] = !state[group];
+    if (group === "deployable") state[group] = !state[group];
     else {
       const all = group === "families" ? families : evidences;
       // The first click on one of many picks it alone; further clicks add and remove.
@@ -118,6 +121,7 @@ function drawFilters() {
     const again = [...box.querySelectorAll(".chip")].find((c) => c.dataset.group === group && c.dataset.value === value);
     if (again) again.focus();
   };
+  $("#pick-quality").onchange = (e) => { state.quality = e.target.value === "" ? null : Number(e.target.value); changed("filters"); $("#pick-quality").focus(); };
   $("#clear").onclick = clearFilters;
   if ($("#pick-scenario")) $("#pick-scenario").onchange = (e) => { state.scenario = Number(e.target.value); changed("question"); };
   if ($("#pick-plan")) $("#pick-plan").onchange = (e) => { state.plan = Number(e.target.value); changed("question"); };
@@ -144,7 +148,7 @@ function whyNot(text) {
   const q = questionRows(), lines = [];
   for (const { method, m } of hits.slice(0, 12)) {
     const cfg = configurationOf(m), reasons = [];
-    if (!passes(m)) reasons.push(state.families && !state.families.has(method.family) ? `the filter leaves out the family ${method.family.replace("_", " ")}` : state.deployable && !method.deployable ? "the filter asks for what an engine offers; this is research only" : "the filter asks for known quality; none is known");
+    if (!passes(m)) reasons.push(state.families && !state.families.has(method.family) ? `the filter leaves out the family ${method.family.replace("_", " ")}` : state.deployable && !method.deployable ? "the filter asks for what an engine offers; this is research only" : index.quality(D.models[state.model].slug, method.recipe) === null ? "the filter asks for known quality; none is known" : `the filter asks for quality of ${num(state.quality)}; ${num(index.quality(D.models[state.model].slug, method.recipe).retained, 4)} is known`);
     if (cfg === undefined) reasons.push("the sweep did not evaluate it for this model, GPU and scenario");
     else {
       const refused = index.refused(cfg), always = refused.find((r) => r.context === 0);
@@ -211,7 +215,7 @@ function drawCompare() {
   };
   const part = (name) => `<tr class="part"><th colspan="4" scope="colgroup">${name}</th></tr>`;
   const text = (v) => esc(v), at = index.contexts.length ? `one decode step, ${tokens(stepContext())} tokens, ${batchText()}` : "one decode step";
-  const head = sides.map((s, k) => `<th scope="col">${"AB"[k]} ${s ? `${swatch(s.p.m, slotOf(s.p.m), false)} ${esc(D.methods[s.p.m].recipe)}<small>${esc(D.models[s.p.model].name)} on ${esc(D.gpus[s.p.gpu].identity)}</small> <button data-unpin="${"ab"[k]}" aria-label="unpin ${"AB"[k]}">×</button>` : "<small>not pinned</small>"}</th>`).join("");
+  const head = sides.map((s, k) => `<th scope="col">${"AB"[k]} ${s ? `${swatch(s.p.m, slotOf(s.p.m), false)} ${esc(D.methods[s.p.m].recipe)}<button data-unpin="${"ab"[k]}" aria-label="unpin ${"AB"[k]}">×</button><small>${esc(D.models[s.p.model].name)} on ${esc(D.gpus[s.p.gpu].identity)}</small>` : "<small>not pinned</small>"}</th>`).join("");
   const rows = [
     part("bytes"), line("bits of one value", (s) => s.cache && s.cache.bits, (v) => num(v, 4)), line("cache of one step's batch", (s) => s.step && s.step.cache, gib), line("read a step", (s) => s.step && s.step.read, gib), line("peak of one GPU", (s) => s.step && s.step.peak, gib), line("size factor", (s) => (s.step || s.served || {}).size, times),
     part(at), line("step", (s) => s.step && s.step.step, ms), line("80 % interval", (s) => s.step && `${ms(s.step.stepLow)} – ${ms(s.step.stepHigh)}`, text, false),
@@ -219,7 +223,7 @@ function drawCompare() {
     ...(w === null ? [] : [part(`workload: ${esc(workloadText(D.workloads[w]))}`), line("requests/s", (s) => s.served && s.served.feasible ? s.served.value : null, (v) => num(v)), line("80 % interval", (s) => s.served && s.served.feasible && `${num(s.served.low)} – ${num(s.served.high)}`, text, false),
       line("TTFT", (s) => s.served && s.served.ttft, ms), line("TPOT", (s) => s.served && s.served.tpot, ms), line("in flight", (s) => s.served && s.served.flight, whole), line("cost of a million tokens", (s) => s.served && s.served.usd, (v) => `${num(v)} USD`),
       line("why not", (s) => (s.served && !s.served.feasible ? s.served.why : null), text, false)]),
-    part("risk"), line("tokens", (s) => s.cache && forgetText[s.cache.forgets], text, false), line("quality", (s) => (s.p.m === index.baseline ? "the plain cache's own" : s.q ? `${num(s.q.retained)}, ${GRADES[s.q.grade]} on ${s.q.quality_model} (${s.q.source})` : "unknown: nobody judged it"), text, false),
+    part("risk"), line("tokens", (s) => s.cache && forgetText[s.cache.forgets], text, false), line("quality", (s) => (s.p.m === index.baseline ? "the plain cache's own" : s.q ? `${num(s.q.retained, 4)}, ${GRADES[s.q.grade]} on ${s.q.quality_model} (${s.q.source})` : "unknown: nobody judged it"), text, false),
     line("timing evidence", (s) => { const r = s.served && s.served.feasible ? s.served : s.step; return r ? (EVIDENCE[r.evidence] ? `${EVIDENCE[r.evidence][0]}: ${EVIDENCE[r.evidence][1]}` : r.evidence) : null; }, text, false),
     line("bound by", (s) => { const r = s.served && s.served.feasible ? s.served : s.step; return r && boundName(r.bound); }, text, false), line("in engines", (s) => (D.methods[s.p.m].deployable ? "yes" : "no: research only"), text, false),
     line("cannot be", (s) => (s.cfg === undefined ? "the sweep did not evaluate it in this scenario" : (index.refused(s.cfg).find((r) => r.context === 0) || {}).sentence ?? null), text, false),

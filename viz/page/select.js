@@ -50,7 +50,10 @@ function passes(m) {
   if (m === index.baseline) return true;
   if (state.families && !state.families.has(method.family)) return false;
   if (state.deployable && method.deployable !== 1) return false;
-  if (state.judged && index.quality(D.models[state.model].slug, method.recipe) === null) return false;
+  if (state.quality !== null) {
+    const q = index.quality(D.models[state.model].slug, method.recipe);
+    if (q === null || q.retained < state.quality) return false;
+  }
   return true;
 }
 const passesEvidence = (row) => row.m === index.baseline || !state.evidences || state.evidences.has(row.evidence);
@@ -87,7 +90,7 @@ function questionRows() {
   const list = state.every ? rows.filter(worthwhile) : speakers;
   const forgets = (r) => { const c = cacheOf(r.m); return c ? c.forgets : null; };
   const offered = list.filter((r) => D.methods[r.m].deployable === 1), research = list.filter((r) => D.methods[r.m].deployable !== 1);
-  const advised = offered.find((r) => r.m !== index.baseline && (judged(r) || forgets(r) === false)) || null;
+  const advised = offered.find((r) => r.m !== index.baseline && (judged(r) || forgets(r) === false || D.caches.model.length === 0)) || null;
   rowsCache = { rows, plain, offered, research, advised, forgets };
   return rowsCache;
 }

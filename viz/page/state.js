@@ -5,7 +5,7 @@ const BASE_SLOT = 0;        // the plain cache's place
 
 const state = {
   model: 0, gpu: 0, ask: "", scenario: 0, plan: 0,
-  families: null, evidences: null, deployable: false, judged: false,   // null: all
+  families: null, evidences: null, deployable: false, quality: null,   // null: all; quality: the least share retained, 0: any that is known
   lit: null,                // null: chosen by rank; otherwise recipes by place, with holes
   a: null, b: null,         // pinned configurations
   scope: "ask", context: null, batch: 1, claims: "all", search: "", theme: "",
@@ -43,7 +43,7 @@ function addressOf() {
   if (state.families) q.set("family", [...state.families].join("~"));
   if (state.evidences) q.set("evidence", [...state.evidences].join("~"));
   if (state.deployable) q.set("deployable", "1");
-  if (state.judged) q.set("judged", "1");
+  if (state.quality !== null) q.set("quality", state.quality);
   if (state.lit) q.set("lit", state.lit.map((m) => (m === null ? "" : D.methods[m].recipe)).join("~"));
   if (state.a) q.set("a", pinText(state.a));
   if (state.b) q.set("b", pinText(state.b));
@@ -79,7 +79,7 @@ function readAddress() {
   state.families = set("family");
   state.evidences = set("evidence");
   state.deployable = q.get("deployable") === "1";
-  state.judged = q.get("judged") === "1";
+  state.quality = q.get("quality") === null || !(Number(q.get("quality")) >= 0) ? null : Number(q.get("quality"));
   state.lit = q.get("lit") === null ? null : q.get("lit").split("~").slice(0, LIT - 1).map((r) => index.recipes.get(r) ?? null);
   state.a = pinOf(q.get("a"));
   state.b = pinOf(q.get("b"));

@@ -26,19 +26,25 @@ function lineTrace(rows, slot, x, y) {
   return { type: "scatter", mode: "lines+markers", x: rows.map(x), y: rows.map(y), rows, line: { color: colour(slot), width: 2, dash: sure ? "solid" : "4px,3px" }, marker: { color: sure ? colour(slot) : css("--surface"), size: 6, symbol: rows.map((r) => symbolOf(r.m)), line: { color: colour(slot), width: 1.5 } } };
 }
 
-function lineChart({ title, note, rowsOfMethod, x, y, xAxis, yAxis, xTitle, yTitle, height = 360, shapes = [], empty = noSteps, shown }) {
+function lineChart({ title, note, rowsOfMethod, x, y, xAxis, yAxis, xTitle, yTitle, height = 360, shapes = [], empty = noSteps, atLeast = 4 }) {
   const lit = litSeries().map((s) => ({ ...s, rows: rowsOfMethod(s.m) })).filter((s) => s.rows.length);
   const isLit = new Set(lit.map((s) => s.m));
   const others = D.methods.map((_, m) => m).filter((m) => passes(m) && !isLit.has(m)).map(rowsOfMethod).filter((l) => l.length > 1);
   if (!lit.length && !others.length) return { title, empty };
-  const every = [...lit.map((s) => s.rows), ...others].flat();
-  const xa = xAxis(every.map(x)), ya = yAxis((shown || every).map ? every.map(y) : []);
+  // The scale is that of the series in colour: a grey line far off may leave the picture.
+  const every = [...lit.map((s) => s.rows), ...others].flat(), scaled = lit.length ? lit.flatMap((s) => s.rows) : every;
+  const xa = xAxis(every.map(x)), ya = yAxis(widened(scaled.map(y), atLeast));
   const labels = endLabels(lit.map((s) => ({ text: D.methods[s.m].recipe, colour: colour(s.slot), y: y(s.rows[s.rows.length - 1]) })), ya, height);
   return {
     title, note, height, rows: lit.flatMap((s) => s.rows), traces: [greyLines(others, x, y), ...lit.map((s) => lineTrace(s.rows, s.slot, x, y))],
     layout: layoutOf(xa, ya, { shapes, margin: { l: 54, r: 168, t: 26, b: 46, pad: 4 }, annotations: [...axisTitles(xTitle, yTitle), ...labels] }),
     table: { columns: ["method", "context", "batch", "tokens/s", "step ms", "low ms", "high ms", "speedup", "cache GiB", "evidence"], rows: lit.flatMap((s) => s.rows).map(stepCells) },
   };
+}
+// Values that span at least a factor, so that near-equal lines do not look far apart.
+function widened(values, factor) {
+  const [low, high] = spanOf(values, 0), lack = Math.sqrt(Math.max(1, factor / (high / low)));
+  return [low / lack, high * lack];
 }
 const stepCells = (r) => [D.methods[r.m].recipe, r.context, r.batch, r.value, 1e3 * r.step, 1e3 * r.stepLow, 1e3 * r.stepHigh, r.decode, r.cache / 2 ** 30, evidenceName(r.evidence)];
 const log2Axis = (values) => logAxis(values, doublingTicks, tokens, 0.03);
@@ -51,7 +57,7 @@ defineChart("by-context", {
 
 defineChart("by-batch", {
   title: "Tokens per second by batch",
-  build: () => lineChart({ title: `Tokens/s by batch, ${tokens(stepContext() ?? 0)} tokens of context`, note: "Lines end where memory does.", rowsOfMethod: (m) => rowsOf(m, (c) => c === stepContext()), x: (r) => r.batch, y: (r) => r.value, xAxis: log2Axis, yAxis: log10Axis, xTitle: "batch, sequences", yTitle: "tokens/s" }),
+  build: () => lineChart({ title: `Tokens/s by batch, ${tokens(stepContext() ?? 0)} tokens of context`, note: sweptToLimit() ? "Lines end where memory does." : "Lines end with the sweep's batches, or where memory does.", rowsOfMethod: (m) => rowsOf(m, (c) => c === stepContext()), x: (r) => r.batch, y: (r) => r.value, xAxis: log2Axis, yAxis: log10Axis, xTitle: "batch, sequences", yTitle: "tokens/s" }),
 });
 
 const PARTS = [["attention", "--p0"], ["matrix products", "--p1"], ["the method's own work", "--p2"], ["the rest", "--p3"]];
@@ -78,6 +84,7 @@ defineChart("parts", {
   },
 });
 
+const sweptToLimit = () => D.meta.runs.length > 0 && D.meta.runs.every((r) => JSON.stringify(r.spec.batches ?? "to_memory_limit").includes("to_memory_limit"));
 function largestByContext(m) {
   const best = new Map();
   for (const r of rowsOf(m, () => true)) if (!best.has(r.context) || r.batch > best.get(r.context).batch) best.set(r.context, r);
@@ -86,7 +93,7 @@ function largestByContext(m) {
 defineChart("memory", {
   title: "Memory limit",
   build() {
-    const toLimit = D.meta.runs.length > 0 && D.meta.runs.every((r) => JSON.stringify(r.spec.batches ?? "to_memory_limit").includes("to_memory_limit"));
+    const toLimit = sweptToLimit();
     return lineChart({
       title: `Largest batch ${toLimit ? "that fits" : "of the sweep that fits"} ${D.gpus[state.gpu].identity}`, note: toLimit ? "Sequences of that context whose cache, weights and workspace fit one GPU's memory." : "The sweep named its batches, so a line may end at the sweep's largest batch and not at the memory.",
       rowsOfMethod: largestByContext, x: (r) => r.context, y: (r) => r.batch, xAxis: log2Axis, yAxis: (v) => logAxis(v, doublingTicks, (n) => whole(n)), xTitle: "context, tokens", yTitle: "sequences",
@@ -101,7 +108,7 @@ defineChart("pays", {
     const batch = state.batch || 1;
     return lineChart({
       title: `Step time of the plain cache over the method's, batch ${batch}`, note: "Above the dotted line the method is faster than the plain cache at the same context and batch. Lines end where the plain cache no longer fits.",
-      rowsOfMethod: (m) => rowsOf(m, (c, b) => b === batch).filter((r) => known(r.decode)), x: (r) => r.context, y: (r) => r.decode, xAxis: log2Axis, yAxis: (v) => logAxis([...v, 1], (a, b, s) => logTicks(a, b, s, [1, 1.5, 2, 3, 5, 7]), (n) => `${num(n)}×`), xTitle: "context, tokens", yTitle: "speedup of a step", shapes: [overOne()],
+      rowsOfMethod: (m) => rowsOf(m, (c, b) => b === batch).filter((r) => known(r.decode)), x: (r) => r.context, y: (r) => r.decode, xAxis: log2Axis, yAxis: (v) => logAxis([...v, 1], (a, b, s) => logTicks(a, b, s, [1, 1.5, 2, 3, 5, 7]), (n) => `${num(n)}×`), xTitle: "context, tokens", yTitle: "speedup of a step", shapes: [overOne()], atLeast: 1.6,
       empty: `No stored step of batch ${batch} has the plain cache beside it.`,
     });
   },
@@ -121,15 +128,14 @@ defineChart("pays-map", {
     const at = new Map(rows.map((r) => [`${r.context}/${r.batch}`, r]));
     const z = ys.map((b) => xs.map((c) => { const r = at.get(`${c}/${b}`); return r ? Math.log2(r.decode) : null; }));
     const most = Math.max(0.3, ...rows.map((r) => Math.abs(Math.log2(r.decode))));
-    const flat = ys.flatMap((b) => xs.map((c) => at.get(`${c}/${b}`)));
     const cell = ys.map((b) => xs.map((c) => { const r = at.get(`${c}/${b}`); return r ? times(r.decode) : ""; }));
     const scale = [[0, css("--cold")], [0.5, css("--even")], [1, css("--warm")]];
-    const trace = { type: "heatmap", x: xs.map(tokens), y: ys.map((b) => whole(b)), z, zmin: -most, zmax: most, colorscale: scale, showscale: false, xgap: 2, ygap: 2, hoverongaps: false };
+    const trace = { type: "heatmap", x: xs.map((_, i) => i), y: ys.map((_, j) => j), z, zmin: -most, zmax: most, colorscale: scale, showscale: false, xgap: 2, ygap: 2, hoverongaps: false };
     const notes = [];
-    if (xs.length <= 14) cell.forEach((line, j) => line.forEach((text, i) => { if (text) notes.push({ x: tokens(xs[i]), y: whole(ys[j]), text, showarrow: false, font: { size: 11, color: css("--ink") } }); }));
+    if (xs.length <= 14) cell.forEach((line, j) => line.forEach((text, i) => { if (text) notes.push({ x: i, y: j, text, showarrow: false, font: { size: 11, color: css("--ink") } }); }));
     return {
-      title, note: "Blue pays, red costs; empty cells: the plain cache does not fit or the store has no such step. Pin a configuration as A to see its map.", height: 110 + 26 * Math.max(4, ys.length), traces: [{ ...trace, grid: { xs, ys, at } }].map(({ grid, ...t }) => t),
-      rows, cells: flat, layout: layoutOf({ type: "category" }, { type: "category", gridcolor: "rgba(0,0,0,0)" }, { annotations: [...axisTitles("context, tokens", "batch"), ...notes] }),
+      title, note: "Blue pays, red costs; empty cells: the plain cache does not fit or the store has no such step. Pin a configuration as A to see its map.", height: 110 + 25 * Math.max(4, ys.length), traces: [trace], rows,
+      layout: layoutOf({ tickvals: xs.map((_, i) => i), ticktext: xs.map(tokens), gridcolor: "rgba(0,0,0,0)" }, { tickvals: ys.map((_, j) => j), ticktext: ys.map(whole), gridcolor: "rgba(0,0,0,0)" }, { annotations: [...axisTitles("context, tokens", "batch"), ...notes] }),
       table: { columns: ["context", "batch", "speedup", "step ms", "evidence"], rows: rows.map((r) => [r.context, r.batch, r.decode, 1e3 * r.step, evidenceName(r.evidence)]) },
     };
   },
