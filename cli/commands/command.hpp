@@ -51,5 +51,6 @@ int run_compress(const Arguments& args, const Streams& io);
 int run_claims(const Arguments& args, const Streams& io);
 int run_serve_sim(const Arguments& args, const Streams& io);
 int run_breakeven(const Arguments& args, const Streams& io);
+int run_report(const Arguments& args, const Streams& io);
 
 }  // namespace kvatlas::cli

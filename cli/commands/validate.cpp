@@ -1,10 +1,12 @@
 // validate: predictions beside measured kernel timings; nothing is fitted to what is reported.
+#include <filesystem>
 #include <ostream>
 
 #include "cli/commands/command.hpp"
 #include "cli/commands/support/options.hpp"
 #include "cli/commands/support/record.hpp"
 #include "simulator/validate.hpp"
+#include "sweeps/evidence.hpp"
 
 namespace kvatlas::cli {
 
@@ -15,6 +17,7 @@ const Usage& usage() {
                        .example = "kvatlas validate --measurements measurements/",
                        .options = {Option::list("measurements", "PATH", "a CSV file, or a folder with decode_attention.csv, prefill_attention.csv, gemm.csv"),
                                    Option::text("calibration", "FILE", "constants that calibrate wrote; without it the shipped ones"),
+                                   Option::text("db", "FILE", "store that keeps the rows, in place of those it has"),
                                    Option::flag("ablation", "also fit throwaway constants to every GPU and kernel alone, for comparison")},
                        .note = "Without a file the shipped sample of published timings is used.\n"
                                "cold: data above twice the L2 and context at least 1,024; overhead: shorter, or below 50 us; warm: the rest,\n"
@@ -35,7 +38,13 @@ int run_validate(const Arguments& args, const Streams& io) {
     own = sim::load_calibration(parsed->text("calibration"));
   }
   const sim::Calibration& calibration = parsed->has("calibration") ? own : sim::shipped_calibration();
-  const sim::ValidationReport report = sim::validate(calibration, sim::load_measurements(paths, skipped), parsed->has("ablation"));
+  const std::vector<sim::Measurement> measured = sim::load_measurements(paths, skipped);
+  const sim::ValidationReport report = sim::validate(calibration, measured, parsed->has("ablation"));
+  if (parsed->has("db")) {
+    std::string source;
+    for (const std::string& path : paths) source += cat(source.empty() ? "" : ", ", std::filesystem::path(path).filename().string());
+    sweep::store_validation(parsed->text("db"), calibration, measured, report, source.empty() ? "shipped sample of published timings" : source);
+  }
   for (const std::string& file : skipped) io.err << "not compared: " << file << "\n";
   if (!parsed->json()) {
     io.out << sim::to_text(report) << "\nerrors are computed against timings that are " << (paths.empty() ? "published (the shipped sample)" : "published or measured, as the files say")

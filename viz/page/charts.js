@@ -122,7 +122,7 @@ defineChart("tradeoff", {
     const slugs = new Map();
     for (const s of lit) if (!slugs.has(D.methods[s.m].slug)) slugs.set(D.methods[s.m].slug, s.slot);
     const siblings = rest.filter((r) => slugs.has(D.methods[r.m].slug)), grey = rest.filter((r) => !slugs.has(D.methods[r.m].slug));
-    const x = logAxis(q.rows.map(size), doublingTicks, (v) => `${num(v)}×`, 0.08), y = logAxis(q.rows.map(value), logTicks, (v) => num(v), 0.08);
+    const x = logAxis(q.rows.map(size), doublingTicks, (v) => `${num(v)}×`, 0.08), y = logAxis([...q.rows.map(value), ...inColour.flatMap((r) => [r.low, r.high])], logTicks, (v) => num(v), 0.05);
     const traces = [...cloud(grey, size, value), ...frontTrace(q.rows, size, value)];
     for (const [slug, slot] of slugs) traces.push(...marks(siblings.filter((r) => D.methods[r.m].slug === slug), slot, size, value, { size: 8, opacity: 0.45 }));
     for (const r of inColour) {

@@ -23,7 +23,7 @@ function num(x, digits = 3) {
 }
 const times = (x) => (known(x) ? `${num(x)}×` : "–");
 const share = (x) => (known(x) ? `${num(100 * x, 3)} %` : "–");
-const ms = (seconds) => (known(seconds) ? `${num(1000 * seconds)} ms` : "–");
+const ms = (seconds) => (!known(seconds) ? "–" : seconds >= 1 ? `${num(seconds)} s` : `${num(1000 * seconds)} ms`);
 const gib = (bytes) => (known(bytes) ? (bytes < 2 ** 30 ? `${num(bytes / 2 ** 20)} MiB` : `${num(bytes / 2 ** 30)} GiB`) : "–");
 const tokens = (n) => (n >= 1048576 && n % 1048576 === 0 ? `${n / 1048576}M` : n >= 1024 && n % 1024 === 0 ? `${n / 1024}K` : n.toLocaleString("en"));
 const whole = (n) => n.toLocaleString("en");

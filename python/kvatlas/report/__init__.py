@@ -10,7 +10,9 @@ Reads the store that `kvatlas sweep` writes and draws what it holds; no figure i
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Dict, Optional, Union
 
 from .page import build
@@ -47,3 +49,13 @@ def report(db: Union[str, Path], out: Union[str, Path] = "report.html", *, point
     meta = data["meta"]
     return {"db": str(db), "out": str(path), "bytes": path.stat().st_size, "points": meta["points_total"], "drawn": meta["points_drawn"],
             "workloads": meta["workload_rows"], "figures": drawn}
+
+
+class _Callable(ModuleType):
+    """`kvatlas.report` is this module or the function, by who was imported first; calling either draws a report."""
+
+    def __call__(self, db: Union[str, Path], out: Union[str, Path] = "report.html", **options: Any) -> Dict[str, Any]:
+        return report(db, out, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -167,21 +167,26 @@ def tradeoff(data: Dict[str, Any], plt: Any) -> Any:
 
 def _lines(v: _View, ax: Any, rows: Callable[[int], List[int]], x: str, y: Callable[[int], Optional[float]], low_factor: float) -> None:
     p = v.data["points"]
-    labels, values = [], []
+    labels: List[Tuple[float, str, str]] = []
+    values: List[float] = []
+
+    def line(configuration: int) -> Tuple[List[float], List[float]]:
+        found = [(p[x][i], y(i)) for i in rows(configuration)]
+        kept = [(place, value) for place, value in found if value is not None and value > 0]
+        return [k[0] for k in kept], [k[1] for k in kept]
+
     for r in v.view["rows"]:
-        lit_colour = v.colour.get(r["configuration"])
-        if lit_colour is None:
-            kept = [i for i in rows(r["configuration"]) if y(i) is not None]
-            ax.plot([p[x][i] for i in kept], [y(i) for i in kept], color=RULE, linewidth=0.8, zorder=1)
+        if r["configuration"] not in v.colour:
+            ax.plot(*line(r["configuration"]), color=RULE, linewidth=0.8, zorder=1)
     for r in v.lit:
-        kept = [i for i in rows(r["configuration"]) if y(i) is not None]
-        if not kept:
+        xs, ys = line(r["configuration"])
+        if not xs:
             continue
         colour, unsure = v.colour[r["configuration"]], r["evidence"] == UNCALIBRATED
-        ax.plot([p[x][i] for i in kept], [y(i) for i in kept], color=colour, linewidth=1.6, linestyle=(0, (3, 1.6)) if unsure else "-", marker=MARKERS.get(r["family"], "o"), markersize=4.5,
+        ax.plot(xs, ys, color=colour, linewidth=1.6, linestyle=(0, (3, 1.6)) if unsure else "-", marker=MARKERS.get(r["family"], "o"), markersize=4.5,
                 markerfacecolor=SURFACE if unsure else colour, zorder=3)
-        values += [y(i) for i in kept]
-        labels.append((y(kept[-1]), r["recipe"], colour))
+        values += ys
+        labels.append((ys[-1], r["recipe"], colour))
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     if values:
@@ -202,7 +207,7 @@ def throughput(data: Dict[str, Any], plt: Any) -> Any:
     _lines(v, axes[0], lambda c: [i for i in v.points(c) if p["batch"][i] == 1], "context", tokens, 4)
     _finish(axes[0], "Tokens/s by context, batch 1", f"{v.subtitle()}; decoding only", "context, tokens", "tokens/s")
     _lines(v, axes[1], lambda c: [i for i in v.points(c) if p["context"][i] == v.context], "batch", tokens, 4)
-    _finish(axes[1], f"Tokens/s by batch, {tokens_text(v.context)} tokens of context", "lines end where memory does; dashed: format never timed", "batch, sequences", "tokens/s")
+    _finish(axes[1], f"Tokens/s by batch, {tokens_text(v.context or 0)} tokens of context", "lines end where memory does; dashed: format never timed", "batch, sequences", "tokens/s")
     return figure
 
 
@@ -258,7 +263,7 @@ def parts(data: Dict[str, Any], plt: Any) -> Any:
     ax.tick_params(axis="y", colors=INK)
     ax.grid(axis="y", visible=False)
     ax.legend(loc="lower right", fontsize=8, ncols=2) if rows else None
-    _finish(ax, f"Step time at {tokens_text(v.context)} tokens, batch 1", f"{v.subtitle()}; whiskers 80 % interval", "milliseconds", "")
+    _finish(ax, f"Step time at {tokens_text(v.context or 0)} tokens, batch 1", f"{v.subtitle()}; whiskers 80 % interval", "milliseconds", "")
     return figure
 
 

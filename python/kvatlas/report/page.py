@@ -21,9 +21,9 @@ PLOTLY_FILES = ("/usr/share/python3-plotly/plotly.js", "/usr/lib/python3/dist-pa
 
 
 def page_folder() -> Path:
-    """The page's sources: beside this file when installed, in viz/ of a source tree."""
+    """The page's sources: beside this file when installed, in viz/ of the source tree that holds this file or its build folder."""
     here = Path(__file__).resolve().parent
-    for folder in (here / "page", here.parents[2] / "viz" / "page"):
+    for folder in (here / "page", *(parent / "viz" / "page" for parent in here.parents)):
         if (folder / "page.html").is_file():
             return folder
     raise StoreError("the report's page sources are missing from this installation of kvatlas")
