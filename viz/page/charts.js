@@ -34,7 +34,8 @@ function cloud(rows, x, y) {
 }
 
 // Names beside marks, each at the first side where it touches no other name and no mark.
-function markLabels(rows, x, y, xAxis, yAxis, width, height) {
+// Among free sides the one with the fewest of the `others` under it.
+function markLabels(rows, x, y, xAxis, yAxis, width, height, others = []) {
   const plotW = width - 94, plotH = height - 92;
   const along = (axis, v) => (axis.type === "log" ? Math.log10(v) : v);
   const px = (r) => ((along(xAxis, x(r)) - xAxis.range[0]) / (xAxis.range[1] - xAxis.range[0])) * plotW;
@@ -44,15 +45,19 @@ function markLabels(rows, x, y, xAxis, yAxis, width, height) {
   for (const r of rows) {
     const text = short(D.methods[r.m].recipe, 30), w = 6.6 * text.length + 4, h = 15;
     const sides = [["left", 12, 0], ["right", -12, 0], ["left", 10, -14], ["left", 10, 14], ["right", -10, -14], ["right", -10, 14], ["center", 0, -18], ["center", 0, 18]];
+    let least = null;
     for (const [anchor, dx, dy] of sides) {
       const left = px(r) + dx - (anchor === "right" ? w : anchor === "center" ? w / 2 : 0), top = py(r) + dy - h / 2;
       const box = [left, top, left + w, top + h];
       const free = box[0] > -40 && box[2] < plotW + 16 && box[1] > -12 && box[3] < plotH && !taken.some((t) => box[0] < t[2] && box[2] > t[0] && box[1] < t[3] && box[3] > t[1]);
       if (!free) continue;
-      taken.push(box);
-      out.push({ x: along(xAxis, x(r)), y: along(yAxis, y(r)), xshift: dx, yshift: -dy, text: esc(text), showarrow: false, xanchor: anchor, font: { color: css("--ink"), size: 12 } });
-      break;
+      const under = others.filter((o) => { const ox = px(o), oy = py(o); return ox > box[0] - 4 && ox < box[2] + 4 && oy > box[1] - 2 && oy < box[3] + 2; }).length;
+      if (least === null || under < least.under) least = { under, box, anchor, dx, dy };
+      if (under === 0) break;
     }
+    if (least === null) continue;
+    taken.push(least.box);
+    out.push({ x: along(xAxis, x(r)), y: along(yAxis, y(r)), xshift: least.dx, yshift: -least.dy, text: esc(text), showarrow: false, xanchor: least.anchor, font: { color: css("--ink"), size: 12 }, bgcolor: withAlpha(css("--surface"), 0.65), borderpad: 0 });
   }
   return out;
 }
@@ -95,6 +100,12 @@ function stepsCloud() {
 const rowColumns = ["rank", "method", "value", "low 80 %", "high 80 %", "over plain", "size factor", "peak GiB", "bound by", "evidence"];
 const rowCells = (r) => [r.rank, D.methods[r.m].recipe, r.value, r.low, r.high, r.gain, r.size, r.peak / 2 ** 30, boundName(r.bound), evidenceName(r.evidence)];
 
+// The bottom of the picture: what is in colour, and all but the slowest twentieth of the rest.
+function lowest(rows, inColour) {
+  const values = rows.map((r) => r.value).sort((a, b) => a - b);
+  return Math.min(values[Math.floor(values.length / 20)], ...inColour.map((r) => r.low));
+}
+
 defineChart("tradeoff", {
   title: "Throughput against size",
   build() {
@@ -122,18 +133,20 @@ defineChart("tradeoff", {
     const slugs = new Map();
     for (const s of lit) if (!slugs.has(D.methods[s.m].slug)) slugs.set(D.methods[s.m].slug, s.slot);
     const siblings = rest.filter((r) => slugs.has(D.methods[r.m].slug)), grey = rest.filter((r) => !slugs.has(D.methods[r.m].slug));
-    const x = logAxis(q.rows.map(size), doublingTicks, (v) => `${num(v)}×`, 0.08), y = logAxis([...q.rows.map(value), ...inColour.flatMap((r) => [r.low, r.high])], logTicks, (v) => num(v), 0.05);
+    const x = logAxis(q.rows.map(size), doublingTicks, (v) => `${num(v)}×`, 0.08), bottom = lowest(q.rows, inColour);
+    const y = logAxis([...q.rows.map(value), ...inColour.flatMap((r) => [r.low, r.high])].filter((v) => v >= bottom), logTicks, (v) => num(v), 0.05);
+    const below = q.rows.filter((r) => r.value < bottom).length;
     const traces = [...cloud(grey, size, value), ...frontTrace(q.rows, size, value)];
     for (const [slug, slot] of slugs) traces.push(...marks(siblings.filter((r) => D.methods[r.m].slug === slug), slot, size, value, { size: 8, opacity: 0.45 }));
     for (const r of inColour) {
       traces.push({ type: "scatter", mode: "lines", x: [r.size, r.size], y: [r.low, r.high], line: { color: withAlpha(colour(slotOf(r.m)), 0.4), width: 2 } });
     }
     for (const r of inColour) traces.push(...marks([r], slotOf(r.m), size, value));
-    const labels = markLabels(inColour, size, value, x, y, width, height);
+    const labels = markLabels(inColour, size, value, x, y, width, height, [...siblings, ...grey]);
     const hatchedCount = q.rows.filter(isHatched).length;
     return {
       title: `${valueName()} against size factor`,
-      note: `${q.rows.length} settings for ${questionText()}. Whiskers: 80 % interval. Dotted: not beaten in both. ${hatchedCount ? `Hatched or hollow: ${hatchedCount} whose format nobody timed or whose quality is a proxy.` : ""}`,
+      note: `${q.rows.length} settings for ${questionText()}. Whiskers: 80 % interval. Dotted: not beaten in both. ${hatchedCount ? `Hatched or hollow: ${hatchedCount} whose format nobody timed or whose quality is a proxy.` : ""}${below ? ` ${below} slower ones lie below the picture; the table has them.` : ""}`,
       height, traces, layout: layoutOf(x, y, { annotations: [...axisTitles("size factor: plain cache over stored cache", `${valueName()}${askWorkload() === null ? ", decoding only" : ""}`), ...labels] }),
       rows: [...inColour].sort((a, b) => a.size - b.size), table: { columns: rowColumns, rows: q.rows.map(rowCells) },
     };

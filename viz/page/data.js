@@ -67,7 +67,7 @@ function buildIndex() {
   for (let i = 0; i < l.model.length; ++i) {
     const key = place(l.model[i], l.method[i], l.context[i]);
     if (!ledgers.has(key)) ledgers.set(key, []);
-    ledgers.get(key).push({ component: D.components[l.component[i]], side: ["both", "keys", "values"][l.side[i]], bytes: l.bytes[i], bits: l.bits_per_value[i] });
+    ledgers.get(key).push({ component: D.components[l.component[i]], kind: D.kind_of_component[l.component[i]], side: ["both", "keys", "values"][l.side[i]], bytes: l.bytes[i], bits: l.bits_per_value[i] });
   }
 
   const quality = new Map();

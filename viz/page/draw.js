@@ -33,12 +33,19 @@ async function copyText(text, what = "Command line copied") {
 
 // ---- axes ----
 
-function logTicks(low, high, spell, steps = [1, 2, 5]) {
-  const values = [];
-  for (let e = Math.floor(Math.log10(low)) - 1; e <= Math.ceil(Math.log10(high)); ++e)
-    for (const s of steps) { const v = s * 10 ** e; if (v >= low * 0.999 && v <= high * 1.001) values.push(v); }
-  if (values.length > 9 && steps.length > 1) return logTicks(low, high, spell, steps.length === 3 ? [1, 3] : [1]);
-  return { tickvals: values, ticktext: values.map(spell) };
+// Ticks at round numbers: as many as fit, from decades to tenths.
+const TICK_STEPS = [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], [1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9], Array.from({ length: 90 }, (_, k) => (10 + k) / 10)];
+function logTicks(low, high, spell) {
+  let best = [];
+  for (const steps of TICK_STEPS) {
+    const values = [];
+    for (let e = Math.floor(Math.log10(low)) - 1; e <= Math.ceil(Math.log10(high)); ++e)
+      for (const s of steps) { const v = Number((s * 10 ** e).toPrecision(3)); if (v >= low && v <= high) values.push(v); }
+    if (values.length > 9) break;
+    best = values;
+    if (values.length >= 5) break;
+  }
+  return { tickvals: best, ticktext: best.map(spell) };
 }
 function doublingTicks(low, high, spell) {
   const values = [];
@@ -166,7 +173,7 @@ function draw(chart) {
   const figure = $(`#${chart.id}`), plot = $(".plot", figure), sentence = $(".sentence", figure);
   const built = chart.build();
   $("h3 span", figure).textContent = built.title || "";
-  sentence.textContent = built.empty || built.note || "";
+  sentence.innerHTML = esc(built.empty || built.note || "").replace(/`([^`]+)`/g, "<code>$1</code>");
   figure.classList.toggle("empty", Boolean(built.empty));
   plot.hidden = Boolean(built.empty);
   fillTable(figure, built);

@@ -92,7 +92,7 @@ function readAddress() {
   state.theme = ["light", "dark"].includes(q.get("theme")) ? q.get("theme") : "";
 }
 
-// The question that the page opens on: the smallest GPU's is the most telling where several exist, so the one with the largest gain.
+// The question that the page opens on: of the longest prompts the one that an offered method serves with the largest gain.
 function firstQuestion() {
   const c = D.configurations, s = D.served;
   const ideal = Math.max(0, D.plans.indexOf("ideal"));
@@ -101,7 +101,8 @@ function firstQuestion() {
     const m = D.methods[c.method[s.configuration[i]]];
     if (s.feasible[i] !== 1 || m.deployable !== 1 || !known(s.speedup[i])) continue;
     if (c.plan[s.configuration[i]] !== ideal || c.model[s.configuration[i]] !== 0 || c.scenario[s.configuration[i]] !== 0) continue;
-    if (best < 0 || s.speedup[i] > s.speedup[best]) best = i;
+    const prompt = (k) => D.workloads[s.workload[k]].prompt;
+    if (best < 0 || prompt(i) > prompt(best) || (prompt(i) === prompt(best) && s.speedup[i] > s.speedup[best])) best = i;
   }
   if (best >= 0) return { model: 0, gpu: c.gpu[s.configuration[best]], ask: `w${s.workload[best]}`, scenario: 0, plan: ideal };
   const contexts = index.contexts, middle = contexts.includes(32768) ? 32768 : contexts[Math.floor(contexts.length / 2)];

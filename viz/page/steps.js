@@ -108,7 +108,7 @@ defineChart("pays", {
     const batch = state.batch || 1;
     return lineChart({
       title: `Step time of the plain cache over the method's, batch ${batch}`, note: "Above the dotted line the method is faster than the plain cache at the same context and batch. Lines end where the plain cache no longer fits.",
-      rowsOfMethod: (m) => rowsOf(m, (c, b) => b === batch).filter((r) => known(r.decode)), x: (r) => r.context, y: (r) => r.decode, xAxis: log2Axis, yAxis: (v) => logAxis([...v, 1], (a, b, s) => logTicks(a, b, s, [1, 1.5, 2, 3, 5, 7]), (n) => `${num(n)}×`), xTitle: "context, tokens", yTitle: "speedup of a step", shapes: [overOne()], atLeast: 1.6,
+      rowsOfMethod: (m) => rowsOf(m, (c, b) => b === batch).filter((r) => known(r.decode)), x: (r) => r.context, y: (r) => r.decode, xAxis: log2Axis, yAxis: (v) => logAxis([...v, 1], logTicks, (n) => `${num(n)}×`), xTitle: "context, tokens", yTitle: "speedup of a step", shapes: [overOne()], atLeast: 1.6,
       empty: `No stored step of batch ${batch} has the plain cache beside it.`,
     });
   },
@@ -127,14 +127,14 @@ defineChart("pays-map", {
     const xs = [...new Set(rows.map((r) => r.context))].sort((a, b) => a - b), ys = [...new Set(rows.map((r) => r.batch))].sort((a, b) => a - b);
     const at = new Map(rows.map((r) => [`${r.context}/${r.batch}`, r]));
     const z = ys.map((b) => xs.map((c) => { const r = at.get(`${c}/${b}`); return r ? Math.log2(r.decode) : null; }));
-    const most = Math.max(0.3, ...rows.map((r) => Math.abs(Math.log2(r.decode))));
+    const most = Math.max(1, ...rows.map((r) => Math.abs(Math.log2(r.decode))));
     const cell = ys.map((b) => xs.map((c) => { const r = at.get(`${c}/${b}`); return r ? times(r.decode) : ""; }));
     const scale = [[0, css("--cold")], [0.5, css("--even")], [1, css("--warm")]];
     const trace = { type: "heatmap", x: xs.map((_, i) => i), y: ys.map((_, j) => j), z, zmin: -most, zmax: most, colorscale: scale, showscale: false, xgap: 2, ygap: 2, hoverongaps: false };
     const notes = [];
     if (xs.length <= 14) cell.forEach((line, j) => line.forEach((text, i) => { if (text) notes.push({ x: i, y: j, text, showarrow: false, font: { size: 11, color: css("--ink") } }); }));
     return {
-      title, note: "Blue pays, red costs; empty cells: the plain cache does not fit or the store has no such step. Pin a configuration as A to see its map.", height: 110 + 25 * Math.max(4, ys.length), traces: [trace], rows,
+      title, note: "Blue pays, red costs, full colour at a factor of two; empty cells: the plain cache does not fit or the store has no such step. Pin a configuration as A to see its map.", height: 110 + 25 * Math.max(4, ys.length), traces: [trace], rows,
       layout: layoutOf({ tickvals: xs.map((_, i) => i), ticktext: xs.map(tokens), gridcolor: "rgba(0,0,0,0)" }, { tickvals: ys.map((_, j) => j), ticktext: ys.map(whole), gridcolor: "rgba(0,0,0,0)" }, { annotations: [...axisTitles("context, tokens", "batch"), ...notes] }),
       table: { columns: ["context", "batch", "speedup", "step ms", "evidence"], rows: rows.map((r) => [r.context, r.batch, r.decode, 1e3 * r.step, evidenceName(r.evidence)]) },
     };
@@ -143,11 +143,8 @@ defineChart("pays-map", {
 
 // ---- bytes ----
 
-const KINDS = [["codes", "--k0"], ["scales and zeros", "--k1"], ["codebooks", "--k2"], ["indices", "--k3"], ["newest tokens, plain", "--k4"], ["plain rows", "--k5"], ["state", "--k6"]];
-const KIND_OF = {
-  codes: 0, blocks: 0, streams: 0, coefficients: 0, values: 0, factors: 0, latent: 0, scales: 1, absmax: 1, global_scale: 1, norms: 1, zeros: 1, minima: 1, codebook: 2, codebooks: 2, cdf: 2, basis: 2, index: 3, indices: 3, labels: 3, channels: 3, lengths: 3,
-  page_max: 3, page_min: 3, summaries: 3, tree: 3, positions: 3, bitmap: 3, bitmaps: 3, offsets: 3, outlier_index: 3, residual: 4, edge_rows: 4, rows: 5, shared_rows: 5, partial: 5, outliers: 5,
-};
+// D.kinds names what components are; the page gives each a colour.
+const kinds = () => D.kinds.map((name, k) => [name, `--k${k}`]);
 defineChart("ledger", {
   title: "Bits of one value",
   build() {
@@ -158,12 +155,12 @@ defineChart("ledger", {
     if (!rows.length) return { title, empty: "No method in colour can hold this model's cache." };
     rows.sort((a, b) => a.cache.bits - b.cache.bits);
     const names = rows.map((r) => short(D.methods[r.m].recipe, 30));
-    const bits = (r, k) => r.entries.filter((e) => (KIND_OF[e.component] ?? 6) === k).reduce((sum, e) => sum + e.bits, 0);
+    const bits = (r, k) => r.entries.filter((e) => e.kind === k).reduce((sum, e) => sum + e.bits, 0);
     const card = (r) => ({ html: () => `<h4>${swatch(r.m, slotOf(r.m), false)} ${esc(D.methods[r.m].recipe)}</h4><p>${num(r.cache.bits, 4)} bits a value, ${tokens(context)} tokens</p><dl>${r.entries.map((e) => `<dt>${esc(e.component)}${e.side === "both" ? "" : `, ${e.side}`}</dt><dd>${num(e.bits, 3)} bits <span>${gib(e.bytes)}</span></dd>`).join("")}</dl><p class="from">counted by the method's ledger formula</p>` });
-    const traces = KINDS.map(([name, paint], k) => ({ type: "bar", orientation: "h", name, x: rows.map((r) => bits(r, k)), y: names, rows: rows.map(card), width: 0.62, marker: { color: css(paint), line: { color: css("--surface"), width: 1 } } })).filter((t) => t.x.some((v) => v > 0));
+    const traces = kinds().map(([name, paint], k) => ({ type: "bar", orientation: "h", name, x: rows.map((r) => bits(r, k)), y: names, rows: rows.map(card), width: 0.62, marker: { color: css(paint), line: { color: css("--surface"), width: 1 } } })).filter((t) => t.x.some((v) => v > 0));
     const totals = rows.map((r, i) => ({ x: r.cache.bits, y: names[i], text: `${num(r.cache.bits, 3)}`, showarrow: false, xanchor: "left", xshift: 6, font: { color: css("--ink"), size: 12 } }));
     return {
-      title, note: "All layers, one sequence, scales and newest tokens included. The plain cache in bf16 takes 16 bits.", height: 100 + 34 * rows.length, traces, legend: KINDS.filter((_, k) => rows.some((r) => bits(r, k) > 0)),
+      title, note: "All layers, one sequence, scales and newest tokens included. The plain cache in bf16 takes 16 bits.", height: 100 + 34 * rows.length, traces, legend: kinds().filter((_, k) => rows.some((r) => bits(r, k) > 0)),
       layout: layoutOf({ rangemode: "tozero" }, { type: "category", gridcolor: "rgba(0,0,0,0)" }, { barmode: "stack", margin: { l: 200, r: 48, t: 12, b: 46 }, annotations: [...axisTitles("bits a value", "").slice(1), ...totals] }),
       table: { columns: ["method", "component", "side", "bytes", "bits a value"], rows: rows.flatMap((r) => r.entries.map((e) => [D.methods[r.m].recipe, e.component, e.side, e.bytes, e.bits])) },
     };

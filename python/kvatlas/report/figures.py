@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
-from .pick import lit, opening, tokens_text, workload_text
+from .pick import KINDS, lit, opening, tokens_text, workload_text
 from .reader import StoreError
 
 COLOURS = ("#1c1c1a", "#2a78d6", "#e0622c", "#189a6b", "#d99000", "#d6608f", "#4a3aa7", "#00838f")
@@ -14,11 +14,7 @@ MARKERS = {"baseline": "o", "quantization": "s", "eviction": "D", "retrieval": "
            "architecture": "X", "sparse_prefill": "*", "speculation": "8", "serving": "<"}
 INK, MUTED, RULE, GREY, SURFACE = "#1c1c1a", "#6a6963", "#eae9e3", "#c4c3bb", "#fcfcfa"
 PARTS = (("attention", "attention_s", "#5a8fd0"), ("matrix products", "matrix_s", "#c9c7be"), ("the method's own work", "method_s", "#e3a05f"), ("the rest", "other_s", "#e4e2da"))
-KINDS = (("codes", "#4f86c6"), ("scales and zeros", "#8fb8e3"), ("codebooks", "#6aa887"), ("indices", "#e3a05f"), ("newest tokens, plain", "#b9a3d6"), ("plain rows", "#c9c7be"), ("state", "#d98f9f"))
-KIND_OF = {name: kind for kind, names in enumerate((
-    "codes blocks streams coefficients values factors latent", "scales absmax global_scale norms zeros minima", "codebook codebooks cdf basis",
-    "index indices labels channels lengths page_max page_min summaries tree positions bitmap bitmaps offsets outlier_index", "residual edge_rows",
-    "rows shared_rows partial outliers")) for name in names.split()}
+KIND_COLOURS = ("#4f86c6", "#8fb8e3", "#6aa887", "#e3a05f", "#b9a3d6", "#c9c7be", "#d98f9f")  # as KINDS
 UNCALIBRATED = "uncalibrated_format"
 
 
@@ -278,13 +274,13 @@ def ledger(data: Dict[str, Any], plt: Any) -> Any:
     for i in range(len(table["model"])):
         if table["model"][i] == model and table["context"][i] == context:
             kinds = bits.setdefault(table["method"][i], [0.0] * len(KINDS))
-            kinds[KIND_OF.get(data["components"][table["component"][i]], 6)] += table["bits_per_value"][i]
+            kinds[data["kind_of_component"][table["component"][i]]] += table["bits_per_value"][i]
     rows = sorted(((sum(bits[r["method"]]), r) for r in v.lit if r["method"] in bits), key=lambda pair: pair[0])
     figure, ax = plt.subplots(figsize=(7.6, 1.2 + 0.42 * max(1, len(rows))))
     named = set()
     for y, (total, r) in enumerate(rows):
         left = 0.0
-        for k, (name, colour) in enumerate(KINDS):
+        for k, (name, colour) in enumerate(zip(KINDS, KIND_COLOURS)):
             width = bits[r["method"]][k]
             if width > 0:
                 ax.barh(y, width, left=left, height=0.6, color=colour, edgecolor=SURFACE, linewidth=0.8, label=None if name in named else name)

@@ -6,6 +6,22 @@ from typing import Any, Dict, List, Optional, Tuple
 
 LIT = 8  # series in colour, the plain cache among them
 
+# What components of a ledger are, for stacked bars; what is not named is state.
+KINDS = ("codes", "scales and zeros", "codebooks", "indices", "newest tokens, plain", "plain rows", "state")
+_COMPONENTS = (
+    "codes blocks streams coefficients values factors low_rank radii salient trits signs outlier_signs",
+    "scales absmax global_scale tensor_scale norms outlier_norms zeros minima ranges thresholds",
+    "codebook codebooks cdf basis balancer",
+    "index indices labels channels lengths page_max page_min summaries tree positions bitmap bitmaps offsets outlier_index outlier_channels important order header",
+    "residual edge_rows",
+    "rows shared_rows sink_rows sinks partial outliers")
+_KIND_OF = {name: kind for kind, names in enumerate(_COMPONENTS) for name in names.split()}
+
+
+def kind_of(component: str) -> int:
+    """The place in KINDS of a ledger's component."""
+    return _KIND_OF.get(component, len(KINDS) - 1)
+
 
 def workload_text(w: Dict[str, Any]) -> str:
     text = f"{w['prompt']:,} prompt + {w['output']:,} output tokens"
@@ -23,7 +39,7 @@ def _ideal(data: Dict[str, Any]) -> int:
 
 
 def _served(data: Dict[str, Any]) -> Optional[Tuple[int, int, int]]:
-    """(model, gpu, workload) of the stored workload that an offered method serves with the largest gain."""
+    """(model, gpu, workload): of the longest prompts the one that an offered method serves with the largest gain."""
     served, c, best = data["served"], data["configurations"], None
     for i, cfg in enumerate(served["configuration"]):
         gain = served["speedup"][i]
@@ -31,8 +47,9 @@ def _served(data: Dict[str, Any]) -> Optional[Tuple[int, int, int]]:
             continue
         if c["plan"][cfg] != _ideal(data) or c["model"][cfg] != 0 or c["scenario"][cfg] != 0:
             continue
-        if best is None or gain > best[0]:
-            best = (gain, c["gpu"][cfg], served["workload"][i])
+        rank = (data["workloads"][served["workload"][i]]["prompt"], gain)
+        if best is None or rank > best[0]:
+            best = (rank, c["gpu"][cfg], served["workload"][i])
     return None if best is None else (0, best[1], best[2])
 
 

@@ -7,6 +7,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from .pick import KINDS, kind_of
+
 APPLICATION_ID = 0x6B766174  # in the header of every store
 NEWEST_SCHEMA = 3
 
@@ -192,6 +194,7 @@ def _read(store: Store, most: int) -> Dict[str, Any]:
         "gpus": [dict(zip(("identity", "slug", "name"), r[1:])) for r in gpus],
         "methods": [dict(zip(("recipe", "slug", "family", "params", "deployable"), (*r[1:4], json.loads(r[4]), r[5]))) for r in methods],
         "scenarios": [dict(zip(SCENARIO, s)) for s in scenarios], "plans": list(plans),
+        "kinds": list(KINDS), "kind_of_component": [kind_of(c) for c in components],
         "bounds": all_bounds, "evidences": all_evidences, "sentences": list(sentences), "components": components,
         "configurations": configurations, "points": drawn,
         "workloads": [dict(zip(("key", "prompt", "output", "prefix_hit", "turns", "rate", "concurrency", "slo_ttft_s", "slo_tpot_s"), r[1:])) for r in workloads],
