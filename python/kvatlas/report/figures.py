@@ -154,6 +154,9 @@ def tradeoff(data: Dict[str, Any], plt: Any) -> Any:
         _mark(ax, r["size_factor"], r["value"], r, colour)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
+    # The bottom of the picture: what is in colour, and all but the slowest twentieth of the rest.
+    values = sorted(r["value"] for r in v.view["rows"])
+    ax.set_ylim(bottom=0.93 * min(values[len(values) // 20], *(r["low"] for r in v.lit)))
     _name_marks(ax, [(r["size_factor"], r["value"], r["recipe"]) for r in v.lit])
     _log_axis(ax.xaxis, lambda x: f"{_number(x)}x", 2)
     _log_axis(ax.yaxis, _number, 10)
