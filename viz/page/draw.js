@@ -184,7 +184,8 @@ function draw(chart) {
   chart.traces = built.traces;
   const traces = built.traces.map(({ rows, hatch, ...t }, i) => ({ hoverinfo: "none", uid: hatch === undefined ? `t${i}` : `hatch${hatch}x${i}`, ...t }));
   const layout = { ...built.layout, height: built.height || 380 };
-  plot.setAttribute("role", "img");
+  plot.setAttribute("role", "group");
+  plot.setAttribute("aria-roledescription", "chart");
   plot.setAttribute("aria-label", `${built.title || chart.title}. ${built.rows ? `${built.rows.length} points in colour; arrow keys walk through them, Enter copies a command line. ` : ""}${built.note || ""}`);
   const first = !chart.drawn;
   Plotly.react(plot, traces, layout, { displayModeBar: false, responsive: true, doubleClick: "reset", scrollZoom: false });

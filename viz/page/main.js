@@ -57,10 +57,11 @@ function drawAll(what) {
   const only = (...names) => what && [...what].every((w) => names.includes(w));
   if (only("why")) return drawWhyNot();
   if (only("claims")) return drawClaims();
-  if (only("pins")) { drawCompare(); redrawOne("pays-map"); return; }
+  if (only("pins")) { drawCompare(); for (const id of ["pays-map", "parts-context", "parts-batch"]) redrawOne(id); return; }
   drawTheme();
   for (const name of ["question", "filters", "answer", "legend", "scope", "controls", "why", "compare"]) draws[name]();
   if (seen.has("rows")) drawRows();
+  if (what && (what.has("question") || what.has("filters"))) $("#live").textContent = `Answer: ${$("#answer .verdict").textContent}. ${questionRows().rows.length} settings.`;
   redraw();
   drawKeys();
 }

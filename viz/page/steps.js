@@ -85,6 +85,30 @@ defineChart("parts", {
 });
 
 const sweptToLimit = () => D.meta.runs.length > 0 && D.meta.runs.every((r) => JSON.stringify(r.spec.batches ?? "to_memory_limit").includes("to_memory_limit"));
+// One method's step, part by part, along contexts or batches: pinned A, or the first in colour.
+function partsAlong(title, rows, place, axisName) {
+  const m = mapMethod();
+  if (m < 0 || !rows.length) return { title, empty: m < 0 ? "No method is in colour." : noSteps };
+  const at = rows.map((_, i) => i);
+  const traces = PARTS.map(([name, paint], k) => ({ type: "bar", name, x: at, y: rows.map((r) => 1e3 * r.parts[k]), rows, width: 0.7, marker: { color: css(paint), line: { color: css("--surface"), width: 1 } } }));
+  traces.push({ type: "scatter", mode: "markers", x: at, y: rows.map((r) => 1e3 * r.step), rows, marker: { size: 1, color: css("--ink") }, error_y: { type: "data", symmetric: false, array: rows.map((r) => 1e3 * (r.stepHigh - r.step)), arrayminus: rows.map((r) => 1e3 * (r.step - r.stepLow)), color: css("--muted"), thickness: 1, width: 3 } });
+  const stride = Math.ceil(rows.length / 10), ticks = at.filter((i) => i % stride === 0);
+  return {
+    title, note: rows.some(isHatched) ? "Nobody timed this format: whiskers are wide. Pin a configuration as A to see its parts." : "Whiskers: 80 % interval of the whole step. Pin a configuration as A to see its parts.", height: 320, traces, rows, legend: PARTS,
+    layout: layoutOf({ tickvals: ticks, ticktext: ticks.map((i) => place(rows[i])), gridcolor: "rgba(0,0,0,0)" }, { rangemode: "tozero" }, { barmode: "stack", annotations: axisTitles(axisName, "milliseconds of one decode step") }),
+    table: { columns: ["context", "batch", ...PARTS.map((p) => `${p[0]} ms`), "step ms", "low ms", "high ms"], rows: rows.map((r) => [r.context, r.batch, ...r.parts.map((t) => 1e3 * t), 1e3 * r.step, 1e3 * r.stepLow, 1e3 * r.stepHigh]) },
+  };
+}
+const mapName = () => (mapMethod() < 0 ? "a method" : D.methods[mapMethod()].recipe);
+defineChart("parts-context", {
+  title: "Parts of a step by context",
+  build: () => partsAlong(`${mapName()}: a step by context, ${batchText()}`, mapMethod() < 0 ? [] : fastestByContext(mapMethod()), (r) => tokens(r.context), "context, tokens"),
+});
+defineChart("parts-batch", {
+  title: "Parts of a step by batch",
+  build: () => partsAlong(`${mapName()}: a step by batch, ${tokens(stepContext() ?? 0)} tokens of context`, mapMethod() < 0 ? [] : rowsOf(mapMethod(), (c) => c === stepContext()), (r) => whole(r.batch), "batch, sequences"),
+});
+
 function largestByContext(m) {
   const best = new Map();
   for (const r of rowsOf(m, () => true)) if (!best.has(r.context) || r.batch > best.get(r.context).batch) best.set(r.context, r);
