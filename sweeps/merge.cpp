@@ -46,7 +46,7 @@ std::string differs(const std::vector<std::string>& columns) {
 }
 
 void copy_store(Database& db, const std::filesystem::path& input, MergeReport& report) {
-  for (const char* table : {"models", "gpus", "methods", "workloads", "quality", "measurements", "claims", "imported"}) copy_plain(db, table);
+  for (const char* table : {"models", "gpus", "methods", "workloads", "quality", "measurements", "claims", "imported", "validation"}) copy_plain(db, table);
   db.exec(
       "INSERT OR IGNORE INTO main.configurations(key, model, gpu, method, weights, engine, tp, plan, provenance, canonical) "
       "SELECT c.key, m2.id, g2.id, t2.id, c.weights, c.engine, c.tp, c.plan, c.provenance, c.canonical FROM source.configurations c "
@@ -56,6 +56,13 @@ void copy_store(Database& db, const std::filesystem::path& input, MergeReport& r
       "CREATE TEMP TABLE c_map(old INTEGER PRIMARY KEY, new INTEGER); CREATE TEMP TABLE w_map(old INTEGER PRIMARY KEY, new INTEGER);"
       "INSERT INTO c_map SELECT s.id, m.id FROM source.configurations s JOIN main.configurations m ON m.key = s.key;"
       "INSERT INTO w_map SELECT s.id, m.id FROM source.workloads s JOIN main.workloads m ON m.key = s.key");
+  for (const char* table : {"caches", "ledgers"}) {
+    std::vector<std::string> columns = columns_of(db, table);
+    columns.erase(columns.begin(), columns.begin() + 2);  // model, method
+    db.exec(cat("INSERT OR IGNORE INTO main.", table, " SELECT m2.id, t2.id, ", joined(columns, "x."), " FROM source.", table,
+                " x JOIN source.models m ON m.id = x.model JOIN source.methods t ON t.id = x.method "
+                "JOIN main.models m2 ON m2.identity = m.identity JOIN main.methods t2 ON t2.recipe = t.recipe"));
+  }
   const std::vector<std::string> figures = figure_columns();
   db.exec(cat("INSERT INTO main.predictions(key, configuration, ", joined(figures, ""), ") SELECT p.key, c_map.new, ", joined(figures, "p."),
               " FROM source.predictions p JOIN c_map ON c_map.old = p.configuration"));

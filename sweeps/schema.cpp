@@ -78,7 +78,31 @@ FROM predictions p JOIN configurations c ON c.id = p.configuration JOIN models m
   JOIN gpus g ON g.id = c.gpu JOIN methods t ON t.id = c.method;
 )";
 
-constexpr const char* kMigrations[] = {kVersion1, kVersion2};
+// Version 3: what the cache of a recipe consists of, predictions beside measurements, and how a claim was read.
+constexpr const char* kVersion3 = R"(
+CREATE TABLE caches(
+  model INTEGER NOT NULL REFERENCES models(id), method INTEGER NOT NULL REFERENCES methods(id), context INTEGER NOT NULL,
+  bytes INTEGER NOT NULL, dense_bytes INTEGER NOT NULL, bits_per_value REAL NOT NULL, forgets INTEGER NOT NULL,
+  PRIMARY KEY(model, method, context)) STRICT, WITHOUT ROWID;
+CREATE TABLE ledgers(
+  model INTEGER NOT NULL REFERENCES models(id), method INTEGER NOT NULL REFERENCES methods(id), context INTEGER NOT NULL,
+  component TEXT NOT NULL, side TEXT NOT NULL, scope TEXT NOT NULL, bytes INTEGER NOT NULL, bits_per_value REAL NOT NULL,
+  PRIMARY KEY(model, method, context, component, side)) STRICT, WITHOUT ROWID;
+CREATE TABLE validation(
+  kind TEXT NOT NULL, gpu TEXT NOT NULL, profile TEXT NOT NULL, kv_dtype TEXT NOT NULL, subset TEXT NOT NULL, rows INTEGER NOT NULL,
+  median_ape REAL NOT NULL, mean_ape REAL NOT NULL, p90_ape REAL NOT NULL, bias REAL NOT NULL, coverage_80 REAL NOT NULL,
+  interval_width REAL NOT NULL, roofline_mean_ape REAL NOT NULL, scaled_mean_ape REAL NOT NULL,
+  PRIMARY KEY(kind, gpu, profile, kv_dtype, subset)) STRICT, WITHOUT ROWID;
+ALTER TABLE measurements ADD COLUMN subset TEXT;
+ALTER TABLE measurements ADD COLUMN predicted REAL;
+ALTER TABLE measurements ADD COLUMN low REAL;
+ALTER TABLE measurements ADD COLUMN high REAL;
+ALTER TABLE claims ADD COLUMN unit TEXT;
+ALTER TABLE claims ADD COLUMN ours_if REAL;
+ALTER TABLE claims ADD COLUMN change TEXT;
+)";
+
+constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3};
 static_assert(std::size(kMigrations) == kSchemaVersion);
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "core/errors.hpp"
 #include "models/registry.hpp"
+#include "sweeps/caches.hpp"
 #include "sweeps/schema.hpp"
 
 namespace kvatlas::sweep {
@@ -156,6 +157,7 @@ Store::Run Store::begin(const Spec& spec, const WorkList& work, const Shard& sha
         run.done_infeasible += s.integer(2);
       }
   }
+  store_caches(db_, spec, models, methods);
   t.commit();
   run.present.reserve(static_cast<std::size_t>(db_.integer("SELECT count(*) FROM predictions")));
   Statement rows(db_, "SELECT key, configuration, context, batch, step_s, cache_bytes FROM predictions");

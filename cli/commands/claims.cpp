@@ -10,6 +10,7 @@
 #include "cli/commands/support/table.hpp"
 #include "reference/registry.hpp"
 #include "simulator/claims/judge.hpp"
+#include "sweeps/evidence.hpp"
 
 namespace kvatlas::cli {
 
@@ -18,7 +19,8 @@ namespace {
 const Usage& usage() {
   static const Usage u{.command = "claims", .positional = "", .example = "kvatlas claims --method quest --verdict not_reproduced",
                        .options = {Option::text("method", "M", "only claims about this method"),
-                                   Option::choice("verdict", {"reproduced", "reproduced_if", "consistent", "not_reproduced", "undetermined"}, "only claims that met this verdict")},
+                                   Option::choice("verdict", {"reproduced", "reproduced_if", "consistent", "not_reproduced", "undetermined"}, "only claims that met this verdict"),
+                                   Option::text("db", "FILE", "store that keeps the rows, in place of those it has")},
                        .note = "A figure is reproduced when ours lies within 15% of it at the setup as stated, reproduced_if when one\n"
                                "named change of reading is needed, consistent when it is a sum of bytes that repeats the paper's\n"
                                "formula. Verdicts are computed, never typed. With --method both sides are spelled out."};
@@ -46,6 +48,7 @@ int run_claims(const Arguments& args, const Streams& io) {
   const std::string wanted = parsed->has("verdict") ? parsed->text("verdict") : "";
   Json rows = Json::array();
   Table table({{"  claim"}, {"context", Align::right}, {"batch", Align::right}, {"published", Align::right}, {"ours", Align::right}, {"ratio", Align::right}, {"verdict"}});
+  std::vector<sweep::ClaimRow> stored;
   std::string under;  // the heading whose rows follow
   std::vector<std::string> details;
   sim::VerdictShares shares;
@@ -59,6 +62,10 @@ int run_claims(const Arguments& args, const Streams& io) {
                     {"ours", number_or_null(j.ours)}, {"ours_if", number_or_null(j.ours_if)}, {"change", text_or_null(j.change.c_str())},
                     {"change_source", text_or_null(j.change_source.c_str())}, {"ratio", number_or_null(j.ratio())}, {"provenance", provenance},
                     {"verdict", sim::name_of(j.verdict)}, {"why", j.why}, {"assumed", text_or_null(j.assumed.c_str())}, {"setup", c.conditions()}, {"source", c.source}});
+    const Json published_number = published_value(c);
+    stored.push_back({.method = c.method, .metric = c.metric, .unit = c.unit, .setup = c.conditions(), .verdict = sim::name_of(j.verdict), .why = j.why,
+                      .source = c.source, .provenance = provenance, .change = j.change,
+                      .published = published_number.is_number() ? std::optional(published_number.get<double>()) : std::nullopt, .ours = j.ours, .ours_if = j.ours_if});
     std::string ours = spell_number(j.ours);
     if (j.ours_if) ours += cat(" (", spell_number(j.ours_if), ")");
     std::string verdict = sim::name_of(j.verdict);
@@ -69,6 +76,7 @@ int run_claims(const Arguments& args, const Streams& io) {
     details.push_back(cat(c.metric, " ", published, " (published: ", c.source, "): ", c.conditions(), c.conditions().empty() ? "" : ". ",
                           j.ours ? "Ours (computed): " : "No figure of ours: ", j.why));
   }
+  if (parsed->has("db")) sweep::store_claims(parsed->text("db"), stored);
   if (parsed->json()) {
     print(io, rows);
     return kDone;

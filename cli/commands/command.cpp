@@ -40,7 +40,7 @@ constexpr Command kCommands[] = {
     {"calibrate", "fit the simulator to measurements", run_calibrate},
     {"vectors", "write test vectors of a method", nullptr},
     {"import", "import results of another tool", nullptr},
-    {"report", "draw a store as one HTML file", nullptr},
+    {"report", "draw a store as one HTML file", run_report},
 };
 
 void print_help(std::ostream& out) {

@@ -53,5 +53,6 @@ int run_serve_sim(const Arguments& args, const Streams& io);
 int run_breakeven(const Arguments& args, const Streams& io);
 int run_capture(const Arguments& args, const Streams& io);
 int run_evaluate(const Arguments& args, const Streams& io);
+int run_report(const Arguments& args, const Streams& io);
 
 }  // namespace kvatlas::cli

@@ -1,6 +1,7 @@
 // evaluate: quality through the compressed cache, on a model's weights or on captured queries, keys and values.
 #include <algorithm>
 #include <cmath>
+#include <fmt/core.h>
 #include <map>
 #include <ostream>
 

@@ -8,6 +8,7 @@
 #include "cli/commands/support/record.hpp"
 #include "core/io/file.hpp"
 #include "simulator/validate.hpp"
+#include "sweeps/evidence.hpp"
 
 namespace kvatlas::cli {
 
@@ -18,6 +19,7 @@ const Usage& usage() {
                        .example = "kvatlas validate --measurements measurements/",
                        .options = {Option::list("measurements", "PATH", "a CSV file, or a folder with decode_attention.csv, prefill_attention.csv, gemm.csv; e2e_static.csv and e2e_serving.csv are runs of whole models"),
                                    Option::text("calibration", "FILE", "constants that calibrate wrote; without it the shipped ones"),
+                                   Option::text("db", "FILE", "store that keeps the rows, in place of those it has"),
                                    Option::flag("ablation", "also fit throwaway constants to every GPU and kernel alone, for comparison")},
                        .note = "Without a file the shipped sample of published timings is used.\n"
                                "cold: data above twice the L2 and context at least 1,024; overhead: shorter, or below 50 us; warm: the rest,\n"
@@ -38,7 +40,8 @@ int run_validate(const Arguments& args, const Streams& io) {
     own = sim::load_calibration(parsed->text("calibration"));
   }
   const sim::Calibration& calibration = parsed->has("calibration") ? own : sim::shipped_calibration();
-  sim::ValidationReport report = sim::validate(calibration, sim::load_measurements(paths, skipped), parsed->has("ablation"));
+  const std::vector<sim::Measurement> measured = sim::load_measurements(paths, skipped);
+  sim::ValidationReport report = sim::validate(calibration, measured, parsed->has("ablation"));
   std::map<std::string, int> left_out;
   for (const std::string& file : skipped) {
     const std::string stem = std::filesystem::path(file).stem().string();
@@ -46,6 +49,11 @@ int run_validate(const Arguments& args, const Streams& io) {
     else io.err << "not compared: " << file << "\n";
   }
   for (const auto& [why, rows] : left_out) io.err << "not compared: " << rows << " runs, " << why << "\n";
+  if (parsed->has("db")) {
+    std::string source;
+    for (const std::string& path : paths) source += cat(source.empty() ? "" : ", ", std::filesystem::path(path).filename().string());
+    sweep::store_validation(parsed->text("db"), calibration, measured, report, source.empty() ? "shipped sample of published timings" : source);
+  }
   if (!parsed->json()) {
     io.out << sim::to_text(report) << "\nerrors are computed against timings that are " << (paths.empty() ? "published (the shipped sample)" : "published or measured, as the files say")
            << "; the shipped constants were fitted to rows of the same sources\n";

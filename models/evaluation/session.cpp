@@ -1,6 +1,7 @@
 #include "models/evaluation/session.hpp"
 
 #include <array>
+#include <fmt/core.h>
 
 #include "core/errors.hpp"
 

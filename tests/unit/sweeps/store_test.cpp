@@ -29,7 +29,8 @@ TEST_CASE("a new store has its version, its tables and strict types", "[unit]") 
   Database db(folder / "a.sqlite", Database::Mode::read);
   REQUIRE(db.integer("PRAGMA user_version") == kSchemaVersion);
   REQUIRE(db.integer("PRAGMA application_id") == kApplicationId);
-  for (const char* table : {"models", "gpus", "methods", "configurations", "workloads", "predictions", "workload_predictions", "infeasible", "runs", "quality", "measurements", "claims", "imported"})
+  for (const char* table : {"models", "gpus", "methods", "configurations", "workloads", "predictions", "workload_predictions", "infeasible", "runs", "quality", "measurements", "claims", "imported", "caches", "ledgers",
+                            "validation"})
     REQUIRE(db.integer(cat("SELECT strict FROM pragma_table_list WHERE name = '", table, "'")) == 1);
   Statement mode(db, "PRAGMA journal_mode");
   REQUIRE(mode.step());
@@ -146,8 +147,14 @@ TEST_CASE("an older store is migrated when it is written", "[unit]") {
   const auto path = folder / "a.sqlite";
   run_sweep(parse_spec(small_spec(), "s"), path);
   const std::string before = dump_of(path);
-  { Database(path, Database::Mode::write).exec("DROP VIEW points; PRAGMA user_version=1"); }
-  REQUIRE(reading(path) == path.string() + ": store version 1 is older than this program's 2; run any sweep into it to migrate it");
+  {
+    Database db(path, Database::Mode::write);
+    db.exec("DROP VIEW points; DROP TABLE caches; DROP TABLE ledgers; DROP TABLE validation");
+    for (const char* column : {"subset", "predicted", "low", "high"}) db.exec(cat("ALTER TABLE measurements DROP COLUMN ", column));
+    for (const char* column : {"unit", "ours_if", "change"}) db.exec(cat("ALTER TABLE claims DROP COLUMN ", column));
+    db.exec("PRAGMA user_version=1");
+  }
+  REQUIRE(reading(path) == cat(path.string(), ": store version 1 is older than this program's ", kSchemaVersion, "; run any sweep into it to migrate it"));
   { Store store(path); }
   REQUIRE(dump_of(path) == before);
   Database db(path, Database::Mode::read);

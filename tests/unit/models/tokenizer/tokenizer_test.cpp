@@ -24,7 +24,7 @@ namespace {
 constexpr models::EncodeOptions kPlain{.add_special = false};
 
 std::string file_text(const std::string& name) {
-  std::ifstream in(std::string(KVATLAS_SOURCE_DIR "/tests/golden/tokenizers/") + name, std::ios::binary);
+  std::ifstream in(std::string(KVATLAS_SOURCE_DIR "/tests/tokenizers/") + name, std::ios::binary);
   REQUIRE(in);
   return {std::istreambuf_iterator<char>(in), {}};
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains two small vocabularies on this repository's text and records what independent tokenizers make of mixed texts with them.
 
-usage: tokenizers.py [FOLDER]     FOLDER is tests/golden/tokenizers unless given
+usage: make_tokenizers.py [FOLDER]     FOLDER is tests/tokenizers unless given
 
 Writes rank.gguf (byte-level BPE, by `tokenizers`), score.gguf and score_prefix.gguf (BPE by score, by `sentencepiece`; the second
 with a space before every text, as Llama 2 has it) and cases.json: texts in hexadecimal and their ids for each file and pre-tokenizer.
@@ -105,4 +105,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "tests/golden/tokenizers")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "tests/tokenizers")

@@ -1,0 +1,61 @@
+"""The report of a store: one self-contained HTML page, and the same figures for papers.
+
+    from kvatlas.report import report
+    report("atlas.sqlite", "report.html")
+    report("atlas.sqlite", "report.html", figures="figures/")
+
+Reads the store that `kvatlas sweep` writes and draws what it holds; no figure is computed here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Dict, Optional, Union
+
+from .page import build
+from .reader import StoreError, read
+
+__all__ = ["report", "read", "StoreError"]
+
+
+def report(db: Union[str, Path], out: Union[str, Path] = "report.html", *, points: int = 100_000, title: Optional[str] = None,
+           figures: Union[str, Path, None] = None) -> Dict[str, Any]:
+    """Writes the page of a store.
+
+    db       the store
+    out      the page; replaced when it is there
+    points   most decode steps that the page carries; beyond, contexts and batches are thinned, and the page says so
+    title    of the page; the store's name without one
+    figures  a folder: the figures also as SVG and PNG there (needs matplotlib)
+    returns  {db, out, bytes, points, drawn, workloads, figures}
+    raises   StoreError with one sentence: no store, a newer one, no Plotly, no matplotlib
+    """
+    data = read(db, points)
+    text = build(data, title)
+    path = Path(out)
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
+    drawn = []
+    if figures is not None:
+        from .figures import draw_all
+        drawn = [str(p) for p in draw_all(data, figures)]
+    meta = data["meta"]
+    return {"db": str(db), "out": str(path), "bytes": path.stat().st_size, "points": meta["points_total"], "drawn": meta["points_drawn"],
+            "workloads": meta["workload_rows"], "figures": drawn}
+
+
+class _Callable(ModuleType):
+    """`kvatlas.report` is this module or the function, by who was imported first; calling either draws a report."""
+
+    def __call__(self, db: Union[str, Path], out: Union[str, Path] = "report.html", **options: Any) -> Dict[str, Any]:
+        return report(db, out, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

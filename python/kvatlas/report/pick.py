@@ -1,0 +1,109 @@
+"""The question that page and figures open on, and its rows in the order of rank: stored figures, chosen and sorted."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Tuple
+
+LIT = 8  # series in colour, the plain cache among them
+
+# What components of a ledger are, for stacked bars; what is not named is state.
+KINDS = ("codes", "scales and zeros", "codebooks", "indices", "newest tokens, plain", "plain rows", "state")
+_COMPONENTS = (
+    "codes blocks streams coefficients values factors low_rank radii salient trits signs outlier_signs",
+    "scales absmax global_scale tensor_scale norms outlier_norms zeros minima ranges thresholds",
+    "codebook codebooks cdf basis balancer",
+    "index indices labels channels lengths page_max page_min summaries tree positions bitmap bitmaps offsets outlier_index outlier_channels important order header",
+    "residual edge_rows",
+    "rows shared_rows sink_rows sinks partial outliers")
+_KIND_OF = {name: kind for kind, names in enumerate(_COMPONENTS) for name in names.split()}
+
+
+def kind_of(component: str) -> int:
+    """The place in KINDS of a ledger's component."""
+    return _KIND_OF.get(component, len(KINDS) - 1)
+
+
+def workload_text(w: Dict[str, Any]) -> str:
+    text = f"{w['prompt']:,} prompt + {w['output']:,} output tokens"
+    if w["slo_tpot_s"]:
+        text += f", TPOT <= {1000 * w['slo_tpot_s']:g} ms"
+    return text
+
+
+def tokens_text(n: int) -> str:
+    return f"{n // 1024}K" if n >= 1024 and n % 1024 == 0 else f"{n:,}"
+
+
+def _ideal(data: Dict[str, Any]) -> int:
+    return data["plans"].index("ideal") if "ideal" in data["plans"] else 0
+
+
+def _served(data: Dict[str, Any]) -> Optional[Tuple[int, int, int]]:
+    """(model, gpu, workload): of the longest prompts the one that an offered method serves with the largest gain."""
+    served, c, best = data["served"], data["configurations"], None
+    for i, cfg in enumerate(served["configuration"]):
+        gain = served["speedup"][i]
+        if not served["feasible"][i] or gain is None or not data["methods"][c["method"][cfg]]["deployable"]:
+            continue
+        if c["plan"][cfg] != _ideal(data) or c["model"][cfg] != 0 or c["scenario"][cfg] != 0:
+            continue
+        rank = (data["workloads"][served["workload"][i]]["prompt"], gain)
+        if best is None or rank > best[0]:
+            best = (rank, c["gpu"][cfg], served["workload"][i])
+    return None if best is None else (0, best[1], best[2])
+
+
+def opening(data: Dict[str, Any], model: Optional[int] = None, gpu: Optional[int] = None) -> Optional[Dict[str, Any]]:
+    """{question, metric, model, gpu, workload or context, rows}; None when the store has no prediction.
+
+    rows   one a setting: method (place), recipe, family, deployable, value, low, high, size_factor, evidence, best first
+    """
+    c, methods = data["configurations"], data["methods"]
+    picked = _served(data)
+    rows: List[Dict[str, Any]] = []
+
+    def add(cfg: int, value: float, low: float, high: float, size: float, evidence: int) -> None:
+        m = methods[c["method"][cfg]]
+        rows.append({"method": c["method"][cfg], "configuration": cfg, "recipe": m["recipe"], "slug": m["slug"], "family": m["family"], "deployable": m["deployable"],
+                     "value": value, "low": low, "high": high, "size_factor": size, "evidence": data["evidences"][evidence]})
+
+    if picked is not None:
+        at_model, at_gpu, workload = picked
+        at_model, at_gpu = at_model if model is None else model, at_gpu if gpu is None else gpu
+        served = data["served"]
+        for i, cfg in enumerate(served["configuration"]):
+            if served["workload"][i] == workload and served["feasible"][i] and (c["model"][cfg], c["gpu"][cfg], c["scenario"][cfg], c["plan"][cfg]) == (at_model, at_gpu, 0, _ideal(data)):
+                add(cfg, served["requests_per_s"][i], served["low_requests_per_s"][i], served["high_requests_per_s"][i], served["size_factor"][i], served["evidence"][i])
+        what = workload_text(data["workloads"][workload])
+        view: Dict[str, Any] = {"metric": "requests/s", "workload": workload, "context": None}
+    elif data["points"]["configuration"]:
+        p = data["points"]
+        contexts = sorted(set(p["context"]))
+        context = 32768 if 32768 in contexts else contexts[len(contexts) // 2]
+        at_model, at_gpu = model or 0, gpu or 0
+        best: Dict[int, int] = {}
+        for i, cfg in enumerate(p["configuration"]):
+            if p["context"][i] == context and p["fits"][i] and (c["model"][cfg], c["gpu"][cfg], c["scenario"][cfg], c["plan"][cfg]) == (at_model, at_gpu, 0, _ideal(data)):
+                if cfg not in best or p["tokens_per_s"][i] > p["tokens_per_s"][best[cfg]]:
+                    best[cfg] = i
+        for cfg, i in best.items():
+            add(cfg, p["tokens_per_s"][i], p["batch"][i] / p["high_s"][i], p["batch"][i] / p["low_s"][i], p["size_factor"][i], p["evidence"][i])
+        what = f"decoding at {tokens_text(context)} tokens of context (prefill excluded)"
+        view = {"metric": "tokens/s", "workload": None, "context": context}
+    else:
+        return None
+    rows.sort(key=lambda r: (-r["value"], r["method"]))
+    view.update(question=f"What should {data['models'][at_model]['name']} run on one {data['gpus'][at_gpu]['name']} for {what}?", model=at_model, gpu=at_gpu, rows=rows)
+    return view
+
+
+def lit(view: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """Rows in colour: the plain cache, then one setting a method: up to five that an engine offers, up to two of research."""
+    plain = [r for r in view["rows"] if r["recipe"] == "full"]
+    chosen, slugs = list(plain), {"full"}
+    for offered, most in ((1, 5), (0, LIT - 1)):
+        for r in sorted(view["rows"], key=lambda r: (r["recipe"] != r["slug"], -r["value"])):
+            if r["deployable"] == offered and r["slug"] not in slugs and len(chosen) < (1 + most if offered else LIT):
+                chosen.append(r)
+                slugs.add(r["slug"])
+    return chosen

@@ -1,0 +1,65 @@
+#include "sweeps/evidence.hpp"
+
+#include "core/errors.hpp"
+#include "simulator/fit.hpp"
+#include "sweeps/database.hpp"
+#include "sweeps/schema.hpp"
+
+namespace kvatlas::sweep {
+
+namespace {
+
+/// Opens an existing store for a short write; the last line folds the log back, as a sweep leaves its store.
+template <class Write>
+void write_evidence(const std::filesystem::path& path, Write&& write) {
+  Database db(path, Database::Mode::write);
+  prepare_schema(db);
+  Transaction t(db);
+  write(db);
+  t.commit();
+  db.exec("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode=DELETE");
+}
+
+const char* kind_name(sim::KernelFamily family) {
+  return family == sim::KernelFamily::decode ? "decode_attention" : family == sim::KernelFamily::prefill ? "prefill_attention" : "gemm";
+}
+
+}  // namespace
+
+void store_claims(const std::filesystem::path& path, const std::vector<ClaimRow>& rows) {
+  write_evidence(path, [&](Database& db) {
+    db.exec("DELETE FROM claims");
+    Statement s(db, "INSERT INTO claims(method, metric, published, ours, setup, verdict, why, source, provenance, unit, ours_if, change) "
+                    "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    for (const ClaimRow& r : rows) {
+      s.bind(1, std::string_view(r.method)).bind(2, std::string_view(r.metric)).bind(3, r.published).bind(4, r.ours);
+      s.bind(5, std::string_view(r.setup)).bind(6, std::string_view(r.verdict)).bind(7, std::string_view(r.why)).bind(8, std::string_view(r.source));
+      s.bind(9, std::string_view(r.provenance)).bind(10, std::string_view(r.unit)).bind(11, r.ours_if).bind(12, std::string_view(r.change)).run();
+    }
+  });
+}
+
+void store_validation(const std::filesystem::path& path, const sim::Calibration& calibration, const std::vector<sim::Measurement>& measured,
+                      const sim::ValidationReport& report, const std::string& source) {
+  write_evidence(path, [&](Database& db) {
+    db.exec("DELETE FROM validation; DELETE FROM measurements");
+    Statement s(db, "INSERT INTO validation VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    for (const sim::ValidationRow& r : report.rows) {
+      s.bind(1, std::string_view(r.kind)).bind(2, std::string_view(r.gpu)).bind(3, std::string_view(r.profile));
+      s.bind(4, std::string_view(r.kv_dtype)).bind(5, std::string_view(r.subset)).bind(6, r.ours.rows).bind(7, r.ours.median).bind(8, r.ours.mean);
+      s.bind(9, r.ours.p90).bind(10, r.bias).bind(11, r.coverage).bind(12, r.interval_width).bind(13, r.roofline.mean).bind(14, r.scaled.mean).run();
+    }
+    Statement row(db, "INSERT INTO measurements(kind, gpu, profile, setup, value, unit, source, provenance, subset, predicted, low, high) "
+                      "VALUES(?, ?, ?, ?, ?, 's', ?, 'measured', ?, ?, ?, ?)");
+    for (const sim::Measurement& m : measured) {
+      const sim::Prediction p = sim::predict(calibration, m);
+      const auto [low, high] = sim::interval_factors(calibration, m.family, p.evidence);
+      const std::string profile = cat(m.framework, ":", m.kernel);
+      row.bind(1, kind_name(m.family)).bind(2, std::string_view(m.gpu_text)).bind(3, std::string_view(profile)).bind(4, std::string_view(m.text));
+      row.bind(5, m.seconds).bind(6, std::string_view(source)).bind(7, sim::name_of(m.subset)).bind(8, p.seconds);
+      row.bind(9, p.seconds * low).bind(10, p.seconds * high).run();
+    }
+  });
+}
+
+}  // namespace kvatlas::sweep

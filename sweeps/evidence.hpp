@@ -1,0 +1,30 @@
+// Evidence from outside the sweep that goes into its store: judged claims, and predictions beside measurements.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "simulator/calibration.hpp"
+#include "simulator/measurements.hpp"
+#include "simulator/validate.hpp"
+
+namespace kvatlas::sweep {
+
+/// A published figure beside ours, as `kvatlas claims` judges it.
+struct ClaimRow {
+  std::string method, metric, unit, setup, verdict, why, source, provenance, change;
+  std::optional<double> published, ours, ours_if;
+};
+
+/// Replaces the claims of a store. throws IoError when the file is no store
+void store_claims(const std::filesystem::path& path, const std::vector<ClaimRow>& rows);
+
+/// Replaces the validation of a store: the summary, and every measured row with its prediction and 80% interval.
+/// source   what the rows come from, for people
+/// throws   IoError when the file is no store
+void store_validation(const std::filesystem::path& path, const sim::Calibration& calibration, const std::vector<sim::Measurement>& measured,
+                      const sim::ValidationReport& report, const std::string& source);
+
+}  // namespace kvatlas::sweep

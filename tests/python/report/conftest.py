@@ -1,0 +1,69 @@
+"""Stores, pages and a browser for the tests of the report. What is missing skips with its reason."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+# The report is pure Python: it is tested without the compiled package, from the source tree.
+sys.path.insert(0, str(HERE.parents[2] / "python" / "kvatlas"))
+
+from atlas import make_store  # noqa: E402
+from report import StoreError, report  # noqa: E402
+from report.page import plotly_file  # noqa: E402
+
+
+def _needs_plotly() -> None:
+    try:
+        plotly_file()
+    except StoreError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("store") / "atlas.sqlite")
+
+
+@pytest.fixture(scope="session")
+def page(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    _needs_plotly()
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    report(store, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def large_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100,000 decode steps."""
+    _needs_plotly()
+    folder = tmp_path_factory.mktemp("large")
+    store = make_store(folder / "large.sqlite", copies=106)
+    done = report(store, folder / "large.html", points=110_000)
+    assert done["drawn"] >= 100_000
+    return folder / "large.html"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        pytest.skip("playwright is not installed: pip install playwright")
+    executable = os.environ.get("KVATLAS_CHROMIUM") or next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if p), None)
+    if executable is None:
+        pytest.skip("no Chromium: apt-get install chromium, or KVATLAS_CHROMIUM=/path")
+    with sync_playwright() as p:
+        try:
+            chromium = p.chromium.launch(executable_path=executable, args=["--no-sandbox", "--enable-unsafe-swiftshader"])
+        except Error as error:
+            pytest.skip(f"Chromium does not start: {str(error).splitlines()[0]}")
+        yield chromium
+        chromium.close()

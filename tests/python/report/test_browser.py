@@ -1,0 +1,313 @@
+"""The page in a real browser, opened from a file: no server, no network, no error on the console."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Iterator, List
+
+import pytest
+
+WAIT = 60_000  # ms; machines that build something else beside the test are slow
+
+
+class Opened:
+    """A page, what it complained about, and what it asked the network for."""
+
+    def __init__(self, browser: Any, path: Path, address: str = "", **context: Any):
+        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True, **context)
+        self.page = self.context.new_page()
+        self.clock = self.context.new_cdp_session(self.page)
+        self.clock.send("Performance.enable", {"timeDomain": "threadTicks"})
+        self.page.set_default_timeout(WAIT)
+        self.complaints: List[str] = []
+        self.requests: List[str] = []
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") and "GPU stall" not in m.text else None)
+        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        self.page.on("request", lambda r: self.requests.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
+        started = time.monotonic()
+        self.page.goto(path.as_uri() + address)
+        self.page.wait_for_function("window.opened", timeout=WAIT)
+        self.seconds = time.monotonic() - started
+
+    def cpu_seconds(self) -> float:
+        """What the page's main thread has worked so far: other processes on the machine do not count."""
+        return next(m["value"] for m in self.clock.send("Performance.getMetrics")["metrics"] if m["name"] == "TaskDuration")
+
+    def text(self, selector: str) -> str:
+        return self.page.inner_text(selector)
+
+    def see(self, selector: str) -> None:
+        """Scrolls to a part and waits until its chart is drawn."""
+        self.page.evaluate("s => document.querySelector(s).scrollIntoView({block: 'center'})", selector)
+        self.page.wait_for_timeout(150)
+
+    def point(self, chart: str, name: str) -> Any:
+        """Where on the screen the mark of a name in colour stands: of the trace whose only point is in that row."""
+        self.see(f"#{chart} .plot")
+        return self.page.evaluate("""([chart, name]) => {
+          const plot = document.querySelector(`#${chart} .plot`), box = plot.getBoundingClientRect(), l = plot._fullLayout;
+          const label = [...document.querySelectorAll(`#legend .series`)].map((b) => b.textContent.trim());
+          if (!label.includes(name)) return null;
+          const a = plot.layout.annotations.find((x) => x.text === name);
+          return { x: box.left + l.margin.l + l.xaxis.l2p(a.x) , y: box.top + l.margin.t + l.yaxis.l2p(a.y) };
+        }""", [chart, name])
+
+
+@pytest.fixture
+def opened(browser: Any, page: Path) -> Iterator[Opened]:
+    o = Opened(browser, page)
+    yield o
+    assert o.complaints == [] and o.requests == []
+    o.context.close()
+
+
+def test_it_opens_on_question_answer_and_the_first_rows(opened: Opened) -> None:
+    assert opened.page.title() == "kvatlas: atlas.sqlite"
+    assert opened.page.eval_on_selector_all("#question select", "all => all.map((s) => s.selectedOptions[0].textContent)") == ["Small 8B", "RTX-9000", "32,768 prompt + 512 output tokens, TPOT ≤ 50 ms"]
+    assert opened.text("#answer .verdict").strip() == "streaming_llm"
+    assert "retains 0.7 of the plain cache's quality" in opened.text("#answer .why")
+    names = opened.page.eval_on_selector_all("#top tbody tr[data-m] .name", "all => all.map((b) => b.textContent.trim())")
+    assert names[:5] == ["streaming_llm", "turboquant", "quest", "fp8_kv", "full"] and names[5:] == ["pyramidkv", "kivi"]
+    assert opened.page.is_visible("#answer .verdict") and opened.page.evaluate("document.querySelector('#answer').getBoundingClientRect().top < 300")
+
+
+def test_every_chart_is_drawn_when_it_comes_into_view(opened: Opened) -> None:
+    ids = opened.page.eval_on_selector_all(".chart", "all => all.map((c) => c.id)")
+    assert ids == ["tradeoff", "quality", "by-context", "by-batch", "parts", "parts-context", "parts-batch", "memory", "pays", "pays-map", "ledger", "measured"]
+    for chart in ids:
+        opened.see(f"#{chart}")
+        opened.page.wait_for_selector(f"#{chart} .main-svg")
+        assert opened.text(f"#{chart} h3"), chart
+        assert opened.text(f"#{chart} .sentence"), chart
+        assert opened.page.get_attribute(f"#{chart} .plot", "aria-label"), chart
+        assert opened.page.locator(f"#{chart} details table tr").count() > 2, chart
+    assert "Bits of one original value at 32K tokens" in opened.text("#ledger h3")
+
+
+def test_at_most_eight_series_are_lit_and_unsure_ones_are_hatched(opened: Opened) -> None:
+    assert opened.page.locator("#legend .series").count() <= 8
+    opened.see("#tradeoff")
+    hatched = opened.page.eval_on_selector_all("#tradeoff .point", "all => all.filter((p) => p.style.fill.includes('hatch')).length")
+    assert hatched >= 3  # turboquant and kivi were never timed, pyramidkv's quality is a proxy
+    solid = opened.page.eval_on_selector_all("#tradeoff .point", "all => all.filter((p) => !p.style.fill.includes('hatch')).length")
+    assert solid >= 3
+
+
+def test_hovering_shows_figures_interval_and_provenance_and_a_click_copies_the_command(opened: Opened) -> None:
+    at = opened.point("tradeoff", "turboquant")
+    opened.page.mouse.move(at["x"], at["y"])
+    opened.page.mouse.move(at["x"] + 1, at["y"])
+    opened.page.wait_for_selector("#card:not([hidden])")
+    card = opened.text("#card")
+    for words in ("turboquant", "requests/s", "80 %", "0.144", "0.0288 – 0.259", "uncalibrated format", "unknown", "memory capacity", "computed by kvatlas 0.0-test"):
+        assert words in card, words
+    opened.page.mouse.click(at["x"] + 1, at["y"])
+    opened.page.wait_for_selector("#chosen:not([hidden])")
+    assert opened.page.evaluate("window.lastCopied") == "kvatlas simulate --model small-8b --gpu rtx-9000 --method turboquant --prompt 32768 --output 512 --slo tpot_ms=50"
+
+
+def test_filters_change_the_answer_and_live_in_the_address(opened: Opened, browser: Any, page: Path) -> None:
+    opened.page.click('#filters .chip[data-value="quantization"]')
+    opened.page.wait_for_function("location.hash.includes('family=quantization')")
+    assert opened.text("#answer .verdict").strip() == "turboquant"
+    opened.page.select_option("#pick-gpu", label="h200:hbm_bandwidth=9000000000000B/s")
+    opened.page.wait_for_function("location.hash.includes('gpu=h200')")
+    opened.page.select_option("#pick-quality", label="at least 0.99")
+    opened.page.wait_for_function("location.hash.includes('quality=0.99')")
+    assert opened.text("#answer .verdict").strip() == "fp8_kv"
+    address = opened.page.evaluate("location.hash")
+    again = Opened(browser, page, address)
+    assert again.page.evaluate("document.querySelector('#question').textContent") == opened.page.evaluate("document.querySelector('#question').textContent")
+    assert again.text("#top") == opened.text("#top")
+    assert again.page.get_attribute('#filters .chip[data-value="quantization"]', "aria-pressed") == "true"
+    assert again.page.get_attribute('#filters .chip[data-value="eviction"]', "aria-pressed") == "false"
+    assert again.complaints == []
+    again.context.close()
+    opened.page.click("#clear")
+    opened.page.wait_for_function("!location.hash.includes('family')")
+    assert opened.page.input_value("#pick-gpu") == "1"
+
+
+def test_evidence_and_deployability_filter_rows(opened: Opened) -> None:
+    opened.page.click('#filters .chip[data-value="fitted"]')
+    names = opened.page.eval_on_selector_all("#top tbody tr[data-m] .name", "all => all.map((b) => b.textContent.trim())")
+    assert names == ["fp8_kv", "full"]  # slow_one is fitted too, and does not pay
+    opened.page.click("#clear")
+    opened.page.click('#filters .chip[data-group="deployable"]')
+    opened.page.wait_for_function("location.hash.includes('deployable=1')")
+    assert "kivi" not in opened.text("#top")
+
+
+def test_the_legend_lights_and_greys_series(opened: Opened) -> None:
+    before = opened.page.locator("#legend .series").count()
+    opened.page.click('#legend .series:has-text("quest")')
+    opened.page.wait_for_function(f"document.querySelectorAll('#legend .series').length === {before - 1}")
+    assert "lit=" in opened.page.evaluate("new Promise((r) => setTimeout(() => r(location.hash), 200))")
+    opened.page.fill("#add", "snapkv")
+    opened.page.keyboard.press("Enter")
+    opened.page.wait_for_function("document.querySelector('#legend').textContent.includes('snapkv')")
+    for recipe in ("slow_one", "kivi:bits=4", "quest"):
+        opened.page.fill("#add", recipe)
+        opened.page.keyboard.press("Enter")
+    assert opened.page.locator("#legend .series").count() <= 8
+    opened.page.fill("#add", "nothing_like_it")
+    opened.page.keyboard.press("Enter")
+    opened.page.wait_for_function("document.querySelector('#live').textContent === 'The store has no nothing_like_it'")
+
+
+def test_why_not_tells_the_reason_of_every_kind(opened: Opened) -> None:
+    def why(text: str) -> str:
+        opened.page.fill("#why-input", text)
+        opened.page.wait_for_timeout(50)
+        return opened.text("#why-answer")
+    assert "a prompt holds 11.88 GiB more before it is compressed" in why("snapkv")
+    assert "it does not pay: 0.5× of the plain cache" in why("slow_one")
+    assert "it forgets tokens, so it is not advised before its quality was judged" in why("pyramidkv")
+    assert "no engine offers it today" in why("kivi:bits=4") and "it is number" in why("kivi:bits=4")
+    assert "its sweep did not name it" in why("gear<b>")
+    opened.page.select_option("#pick-model", label="Wide 7B")
+    assert "it cannot be: kivi: group_size is 48, must divide head_dim (128)" in why("kivi")
+    assert "the sweep did not name" not in why("kivi")
+
+
+def test_two_pinned_configurations_are_compared(opened: Opened) -> None:
+    opened.page.click('#top tr:has-text("turboquant") button[data-do="a"]')
+    opened.page.click('#top tr:has-text("fp8_kv") button[data-do="b"]')
+    table = opened.text("#compare-table")
+    for words in ("turboquant", "fp8_kv", "bits of one value", "3.2", "B over A", "2.5×", "one decode step, 32K tokens, batch 1", "requests/s", "risk", "keeps every token", "unknown: nobody judged it", "0.9995, published on small-8b",
+                  "kvatlas simulate --model small-8b --gpu rtx-9000 --method fp8_kv"):
+        assert words in table, words
+    opened.page.wait_for_function("location.hash.includes('a=turboquant') && location.hash.includes('b=fp8_kv')")
+    opened.page.click('[data-unpin="a"]')
+    assert "turboquant" not in opened.text("#compare-table")
+
+
+def test_tables_sort_by_their_heads(opened: Opened) -> None:
+    opened.see("#rows")
+    opened.page.wait_for_selector("#rows-table")
+    first = lambda: opened.page.inner_text("#rows-table tbody tr:first-child th").strip()
+    assert first() == "pyramidkv"
+    opened.page.click('#rows-table [data-by="9"]')  # size factor, largest first
+    assert first() == "pyramidkv" and opened.page.get_attribute("#rows-table th:nth-child(10)", "aria-sort") == "descending"
+    opened.page.click('#rows-table [data-by="9"]')
+    assert first() == "quest" and opened.page.get_attribute("#rows-table th:nth-child(10)", "aria-sort") == "ascending"
+    opened.page.click('#claims-table [data-sort="2"]')
+    assert "7 x" in opened.page.inner_text("#claims-table tbody tr:first-child")
+    opened.page.click('[data-verdict="not_reproduced"]')
+    assert opened.page.locator("#claims-table tbody tr").count() == 1
+    assert "context 32768 <batch 1>" in opened.text("#claims-table")  # text of a store is never markup
+
+
+@pytest.mark.parametrize("button, name, start", [("png", "kvatlas-tradeoff.png", b"\x89PNG"), ("svg", "kvatlas-tradeoff.svg", b"<svg"), ("csv", "kvatlas-tradeoff.csv", b"rank,method")])
+def test_a_chart_is_exported(opened: Opened, button: str, name: str, start: bytes) -> None:
+    opened.see("#tradeoff")
+    opened.page.hover("#tradeoff header")
+    with opened.page.expect_download() as waiting:
+        opened.page.click(f"#tradeoff [data-{button}]")
+    content = Path(waiting.value.path()).read_bytes()
+    assert waiting.value.suggested_filename == name and content.startswith(start) and len(content) > 400
+    if button == "svg":
+        assert b"url(&quot;#hatch-" in content or b"url(#hatch-" in content
+        assert b"<pattern" in content
+
+
+def test_the_keyboard_reaches_every_point_and_copies_it(opened: Opened) -> None:
+    opened.see("#tradeoff .plot")
+    opened.page.focus("#tradeoff .plot")
+    opened.page.keyboard.press("Home")
+    opened.page.wait_for_selector("#card:not([hidden])")
+    assert "1 of" in opened.page.inner_text("#live") and "requests per second" in opened.page.inner_text("#live")
+    opened.page.keyboard.press("ArrowRight")
+    assert "2 of" in opened.page.inner_text("#live")
+    opened.page.keyboard.press("Enter")
+    assert opened.page.evaluate("window.lastCopied").startswith("kvatlas simulate --model small-8b")
+    opened.page.keyboard.press("Escape")
+    assert opened.page.is_hidden("#card") and opened.page.is_hidden("#chosen")
+    opened.page.evaluate("document.activeElement.blur()")
+    opened.page.keyboard.press("/")
+    assert opened.page.evaluate("document.activeElement.id") == "why-input"
+
+
+def test_every_control_has_a_name_and_every_chart_a_table(opened: Opened) -> None:
+    nameless = opened.page.evaluate("""[...document.querySelectorAll('button, select, input')].filter((e) => !(e.getAttribute('aria-label') || e.title || e.textContent.trim() || e.placeholder || (e.labels && e.labels.length))).map((e) => e.outerHTML)""")
+    assert nameless == []
+    ids = opened.page.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id).filter((id) => !/^(clip|topdefs|legend)/.test(id))")
+    assert len(ids) == len(set(ids))
+
+
+def test_light_and_dark_follow_the_system_and_the_switch(browser: Any, page: Path) -> None:
+    dark = Opened(browser, page, color_scheme="dark")
+    ground = lambda o: o.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground(dark) == "rgb(23, 23, 22)"
+    dark.page.click("#theme")
+    dark.page.wait_for_function("location.hash.includes('theme=light')")
+    assert ground(dark) == "rgb(252, 252, 250)" and dark.complaints == []
+    dark.context.close()
+
+
+def test_no_webgl_is_no_obstacle(browser: Any, page: Path) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.add_init_script("HTMLCanvasElement.prototype.getContext = new Proxy(HTMLCanvasElement.prototype.getContext, { apply: (f, self, args) => (/webgl/.test(args[0]) ? null : Reflect.apply(f, self, args)) })")
+    tab = context.new_page()
+    complaints: List[str] = []
+    tab.on("pageerror", lambda e: complaints.append(str(e)))
+    tab.goto(page.as_uri() + "#scope=all")
+    tab.wait_for_function("window.opened", timeout=WAIT)
+    assert tab.locator("#tradeoff .scatterlayer .point").count() > 50 and complaints == []
+    context.close()
+
+
+def test_a_broken_address_opens_the_first_question(browser: Any, page: Path) -> None:
+    o = Opened(browser, page, "#model=none&gpu=<b>&ask=w:zz&family=&lit=x~y&a=q@w&batch=-3&context=7&quality=abc&scope=moon")
+    assert o.text("#answer .verdict").strip() and o.complaints == []
+    o.context.close()
+
+
+def test_a_store_whose_quality_is_of_another_model_gets_a_panel_of_its_own(browser: Any, tmp_path: Path) -> None:
+    from atlas import make_store
+    from report import report
+    report(make_store(tmp_path / "a.sqlite", quality_model="tiny-1b"), tmp_path / "a.html")
+    o = Opened(browser, tmp_path / "a.html")
+    o.see("#quality")
+    o.page.wait_for_selector("#quality .main-svg")
+    assert o.text("#quality h3") == "Retained quality, judged on tiny-1b"
+    assert "Not joined with the speed of Small 8B" in o.text("#quality .sentence") and o.complaints == []
+    o.context.close()
+
+
+def test_what_an_older_store_lacks_is_a_sentence(browser: Any, tmp_path: Path) -> None:
+    from atlas import make_store
+    from report import report
+    report(make_store(tmp_path / "old.sqlite", version=1, evidence=False, workloads=False), tmp_path / "old.html")
+    o = Opened(browser, tmp_path / "old.html")
+    for chart, words in (("quality", "holds no quality figure"), ("ledger", "holds no byte ledgers"), ("measured", "holds no measurements")):
+        o.see(f"#{chart}")
+        o.page.wait_for_function(f"document.querySelector('#{chart} .sentence').textContent.includes('{words}')")
+    assert "The store holds no claims" in o.text("#claims-box") and "tokens/s" in o.text("#top")
+    assert o.complaints == []
+    o.context.close()
+
+
+def test_100000_points_open_fast_and_stay_fluid(browser: Any, large_page: Path) -> None:
+    o = Opened(browser, large_page)
+    opening = o.cpu_seconds()
+    print(f"100,000 decode steps: {large_page.stat().st_size / 1e6:.2f} MB; open after {o.seconds:.2f} s, {opening:.2f} s of them work of the page")
+    assert opening < 3
+    o.see("#tradeoff")
+    before, started = o.cpu_seconds(), time.monotonic()
+    o.page.click('[data-scope="all"]')
+    o.page.wait_for_function("/^\\d{3},\\d{3} decode steps of every model and GPU$/.test(document.querySelector('#tradeoff h3').textContent)")
+    drawing = o.cpu_seconds() - before
+    print(f"all of them drawn after {time.monotonic() - started:.2f} s, {drawing:.2f} s of them work of the page")
+    assert o.page.locator("#tradeoff .gl-canvas").count() > 0 and drawing < 2
+    # The pointer over all of them: well below a frame's 16 ms would be ideal, a tenth of a second a slide show.
+    box = o.page.locator("#tradeoff .plot").bounding_box()
+    before = o.cpu_seconds()
+    for i in range(40):
+        o.page.mouse.move(box["x"] + 100 + 20 * i, box["y"] + 120 + 5 * i)
+    moving = (o.cpu_seconds() - before) / 40
+    print(f"a movement of the pointer over all points: {1e3 * moving:.1f} ms of work")
+    assert moving < 0.05
+    assert o.complaints == []
+    o.context.close()

@@ -1,0 +1,70 @@
+#include "sweeps/caches.hpp"
+
+#include "sweeps/evidence.hpp"
+#include "sweeps/merge.hpp"
+#include "sweeps/runner.hpp"
+#include "tests/catch.hpp"
+#include "tests/unit/sweeps/sweep_support.hpp"
+
+using namespace kvatlas;
+using namespace kvatlas::sweep;
+using namespace kvatlas::sweep::testing;
+
+namespace {
+std::vector<std::int64_t> floors(const std::string& contexts, const std::string& more = "") {
+  std::vector<std::int64_t> out;
+  for (const Tokens t : ledger_contexts(parse_spec(small_spec(contexts, "[1]", more), "s"))) out.push_back(t.value);
+  return out;
+}
+std::int64_t count(const std::filesystem::path& path, const std::string& sql) { return Database(path, Database::Mode::read).integer(sql); }
+}  // namespace
+
+TEST_CASE("ledgers are kept at powers of two, each once", "[unit]") {
+  REQUIRE(floors("[1000, 1024, 1500, 4096]") == std::vector<std::int64_t>{512, 1024, 4096});
+  REQUIRE(floors("[1024]", ", \"workloads\": [{\"prompt\": \"4K\", \"output\": 64}]") == std::vector<std::int64_t>{1024, 4096});
+}
+
+TEST_CASE("a sweep keeps what the cache of every recipe consists of", "[unit]") {
+  const TempFolder folder;
+  const auto path = folder / "a.sqlite";
+  run_sweep(parse_spec(small_spec("\"1K..4Kx2\"", "[1]"), "s"), path);
+  // Four recipes, one model, three contexts; parts add up to the whole.
+  REQUIRE(count(path, "SELECT count(*) FROM caches") == 12);
+  REQUIRE(count(path, "SELECT count(*) FROM caches c WHERE bytes != (SELECT sum(bytes) FROM ledgers l WHERE l.model = c.model AND l.method = c.method AND l.context = c.context)") == 0);
+  const std::string full = "FROM caches c JOIN methods m ON m.id = c.method WHERE m.recipe = 'full' ";
+  REQUIRE(count(path, "SELECT count(*) " + full + "AND bits_per_value = 16 AND forgets = 0 AND bytes = dense_bytes") == 3);
+  // llama-3.2-1b: 16 layers, 8 heads of 64, keys and values in two bytes.
+  REQUIRE(count(path, "SELECT bytes " + full + "AND context = 1024") == 1024 * 16 * 8 * 64 * 2 * 2);
+  // Sweeping again adds nothing.
+  run_sweep(parse_spec(small_spec("\"1K..4Kx2\"", "[1, 2]"), "s"), path);
+  REQUIRE(count(path, "SELECT count(*) FROM caches") == 12);
+}
+
+TEST_CASE("a cache of fixed size is known to forget", "[unit]") {
+  const TempFolder folder;
+  const auto path = folder / "a.sqlite";
+  run_sweep(parse_spec("{\"models\": [\"llama-3.2-1b\"], \"gpus\": [\"rtx-4090\"], \"methods\": [\"streaming_llm:recent_window=508\", \"kivi\"], \"contexts\": [\"32K\"], \"batches\": [1]}", "s"), path);
+  REQUIRE(count(path, "SELECT forgets FROM caches c JOIN methods m ON m.id = c.method WHERE m.slug = 'streaming_llm'") == 1);
+  REQUIRE(count(path, "SELECT forgets FROM caches c JOIN methods m ON m.id = c.method WHERE m.slug = 'kivi'") == 0);
+}
+
+TEST_CASE("merged stores keep ledgers and evidence, each row once", "[unit]") {
+  const TempFolder folder;
+  const Spec spec = parse_spec(small_spec("\"1K..4Kx2\"", "[1]"), "s");
+  for (int i = 1; i <= 2; ++i) run_sweep(spec, folder / cat("part", i), {.shard = {i, 2}, .progress = {}});
+  run_sweep(spec, folder / "whole");
+  store_claims(folder / "part1", {{.method = "quest", .metric = "speedup", .unit = "x", .setup = "a", .verdict = "reproduced", .why = "b", .source = "c", .provenance = "computed", .change = "", .published = 2.0, .ours = 2.1, .ours_if = {}}});
+  merge_stores(folder / "out", {folder / "part2", folder / "part1", folder / "part2"});
+  for (const char* table : {"caches", "ledgers"}) REQUIRE(count(folder / "out", cat("SELECT count(*) FROM ", table)) == count(folder / "whole", cat("SELECT count(*) FROM ", table)));
+  REQUIRE(count(folder / "out", "SELECT count(*) FROM claims WHERE unit = 'x' AND ours_if IS NULL") == 1);
+}
+
+TEST_CASE("claims of a store are replaced, not added", "[unit]") {
+  const TempFolder folder;
+  { Store store(folder / "a.sqlite"); }
+  const ClaimRow row{.method = "quest", .metric = "speedup", .unit = "x", .setup = "a", .verdict = "undetermined", .why = "b", .source = "c", .provenance = "published", .change = "", .published = 7.0, .ours = {}, .ours_if = {}};
+  store_claims(folder / "a.sqlite", {row, row});
+  store_claims(folder / "a.sqlite", {row});
+  REQUIRE(count(folder / "a.sqlite", "SELECT count(*) FROM claims") == 1);
+  REQUIRE(sentence_of([&] { store_claims(folder / "none.sqlite", {row}); }) == (folder / "none.sqlite").string() + ": no such store");
+}

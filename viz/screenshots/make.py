@@ -1,0 +1,49 @@
+"""Takes the screenshots of the documentation: python3 viz/screenshots/make.py report.html (needs playwright, Pillow and Chromium)."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+QUESTION = "#model=llama-3.1-8b&gpu=rtx-4090"
+HERE = Path(__file__).resolve().parent
+
+
+def take(browser: Any, page_file: Path, name: str, part: str, address: str = "", theme: str = "light", hover: str = "", height: int = 820) -> None:
+    page = browser.new_page(viewport={"width": 1240, "height": height}, color_scheme=theme)
+    page.set_default_timeout(120_000)
+    page.goto(page_file.resolve().as_uri() + QUESTION + address)
+    page.wait_for_function("window.opened")
+    page.evaluate("part => document.querySelector(part).scrollIntoView()", part)
+    page.wait_for_timeout(2500)
+    if hover:  # the mark whose name is written beside it
+        at = page.evaluate("""name => { const plot = document.querySelector('#tradeoff .plot'), box = plot.getBoundingClientRect(), l = plot._fullLayout, a = plot.layout.annotations.find((x) => x.text === name);
+          return [box.left + l.xaxis._offset + l.xaxis.l2p(a.x), box.top + l.yaxis._offset + l.yaxis.l2p(a.y)]; }""", hover)
+        page.mouse.move(at[0], at[1])
+        page.mouse.move(at[0] + 1, at[1])
+        page.wait_for_selector("#card:not([hidden])")
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture.save(HERE / f"{name}.png", optimize=True)
+    page.close()
+
+
+def main() -> None:
+    report = Path(sys.argv[1])
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--enable-unsafe-swiftshader"])
+        take(browser, report, "answer", "#answer-part")
+        take(browser, report, "tradeoff", "#tradeoff-part", hover="turboquant")
+        take(browser, report, "steps-dark", "#steps-part", theme="dark", height=1000)
+        take(browser, report, "compare", "#compare-part", "&a=turboquant@llama-3.1-8b@rtx-4090&b=fp8_kv@llama-3.1-8b@rtx-4090", height=1000)
+        take(browser, report, "evidence", "#evidence-part", height=1000)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
