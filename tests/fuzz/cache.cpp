@@ -1,0 +1,74 @@
+// Bytes 0 and 1 pick a method and one of its situations; the rest are edits of that cache's saved buffers: what is spoiled must be
+// refused with a sentence, leaving the cache as it was, or be taken and run on.
+#include <algorithm>
+#include <map>
+
+#include "core/errors.hpp"
+#include "tests/fuzz/targets.hpp"
+#include "tests/support/scenario.hpp"
+
+namespace kvatlas::fuzz {
+
+namespace {
+
+struct Saved {
+  test::Scenario scenario;
+  std::vector<NamedBuffer> buffers;
+};
+
+const Saved& saved_cache(std::size_t method, std::uint64_t attempt) {
+  static std::map<std::pair<std::size_t, std::uint64_t>, Saved> known;
+  const auto found = known.find({method, attempt});
+  if (found != known.end()) return found->second;
+  Saved made{.scenario = test::draw(*test::cached_methods()[method], attempt + 910000), .buffers = {}};
+  made.scenario.prompt = made.scenario.chunk = std::min<std::int64_t>(made.scenario.prompt + 20, 64);
+  const auto cache = test::open_cache(made.scenario);
+  test::run_prompt(*cache, made.scenario);
+  test::run_decode(*cache, made.scenario, 0, 2);
+  made.buffers = cache->buffers();
+  return known.emplace(std::pair{method, attempt}, std::move(made)).first->second;
+}
+
+/// Four bytes an edit: what, which buffer, where, value.
+void edit(std::vector<NamedBuffer>& buffers, std::span<const std::byte> four) {
+  if (buffers.empty()) return;
+  const auto at = [&](std::size_t i) { return static_cast<std::size_t>(four[i]); };
+  NamedBuffer& b = buffers[at(1) % buffers.size()];
+  const std::size_t place = b.bytes.empty() ? 0 : at(2) * b.bytes.size() / 256;
+  switch (at(0) % 6) {
+    case 0:
+      if (!b.bytes.empty()) b.bytes[place] = four[3];
+      break;
+    case 1: b.bytes.resize(place); break;
+    case 2: b.bytes.resize(b.bytes.size() + at(3), four[2]); break;
+    case 3: b.bytes = buffers[at(3) % buffers.size()].bytes; break;
+    case 4:
+      for (std::size_t i = 0; i < 8 && place + i < b.bytes.size(); ++i) b.bytes[place + i] = four[3];  // a whole number
+      break;
+    default: b.name = buffers[at(3) % buffers.size()].name; break;
+  }
+}
+
+}  // namespace
+
+void fuzz_cache(std::span<const std::byte> data) {
+  if (data.size() < 2) return;
+  const Saved& saved = saved_cache(static_cast<std::size_t>(data[0]) % test::cached_methods().size(), static_cast<std::uint64_t>(data[1]) % 2);
+  std::vector<NamedBuffer> buffers = saved.buffers;
+  for (std::size_t i = 2; i + 4 <= data.size() && i < 66; i += 4) edit(buffers, data.subspan(i, 4));
+  const auto fresh = test::open_cache(saved.scenario);
+  const std::uint64_t before = test::digest(fresh->buffers());
+  try {
+    fresh->load(buffers);
+  } catch (const Error&) {
+    require(test::digest(fresh->buffers()) == before, "a refused load changes nothing");
+    return;
+  }
+  try {
+    test::run_decode(*fresh, saved.scenario, 2, 2);
+    require(count_ledger(fresh->buffers()).total().value >= 0, "bytes are counted");
+  } catch (const Error&) {  // what was loaded may speak of other positions than the step
+  }
+}
+
+}  // namespace kvatlas::fuzz
