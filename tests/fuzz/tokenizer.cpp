@@ -15,7 +15,7 @@ struct All {
   std::array<std::unique_ptr<models::Tokenizer>, 7> tokenizers;
 
   All() {
-    const std::string folder = KVATLAS_SOURCE_DIR "/tests/golden/tokenizers/";
+    const std::string folder = KVATLAS_SOURCE_DIR "/tests/tokenizers/";
     const models::WeightFile rank = models::WeightFile::open(folder + "rank.gguf");
     tokenizers[0] = models::load_tokenizer(models::WeightFile::open(folder + "score.gguf"));
     tokenizers[1] = models::load_tokenizer(models::WeightFile::open(folder + "score_prefix.gguf"));
