@@ -38,7 +38,7 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
   for (const LayerClass& c : shape.classes)
     if (c.kind == RowKind::kv && (c.k_dim % kTile != 0 || c.v_dim % kTile != 0))
       return cat("head_dim is ", c.k_dim % kTile != 0 ? c.k_dim : c.v_dim, ", must be a multiple of ", kTile, ": tiles hold ", kTile, " channels");
-  return why_not_sides(shape, "mustafar");
+  return why_not_sides("mustafar", shape, kWholeRows);
 }
 
 Tokens coded_rows(const Params& p, Tokens rows) {
@@ -125,7 +125,7 @@ extern constinit const Method mustafar{
     .notes = "The default pair of the paper: magnitudes per token for keys and values; the output-aware and per-channel scores of its "
              "ablation are not offered. Of dim channels dim - max(1, int(sparsity dim)) + 1 stay, one more than the sparsity says, and all "
              "that equal the threshold: 40 of 128 at 0.7. Predictions expect 3.5 fillers a tile. Zeros, of either sign, are not stored and "
-             "come back as +0. The released kernel reads one vector of 16 bytes past every tile.",
+             "come back as +0; others are stored in the dtype of the cache and come back as they were. The released kernel reads one vector of 16 bytes past every tile.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<side_decode<Params, side_layout>>,
     .prefill_plan = typed<side_prefill<Params, side_layout>>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>,
     .open_side = typed<open_side>, .side_layout = typed<side_layout>,

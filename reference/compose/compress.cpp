@@ -106,7 +106,7 @@ Compression compress(const Recipe& recipe, const CacheShape& shape, const KvRows
   const auto stored = static_cast<double>(result.ledger.total().value), dense = static_cast<double>(result.dense.value);
   result.bits_per_value = 8 * stored * bytes_of(shape.dtype) / dense;
   result.size_factor = dense / stored;
-  if (const auto store = bound.open_side(layer, Side::key)) 
+  if (const auto store = bound.open_side(layer, Side::key))
     result.k_rel_error = side_error(*store, store->before_rope() ? all.k_pre.view() : all.k.view());
   if (const auto store = bound.open_side(layer, Side::value)) result.v_rel_error = side_error(*store, all.v.view());
   result.probes = has_queries ? std::min(probes, n - 1) : 0;

@@ -30,8 +30,8 @@ constexpr Preset kPresets[] = {
      "vLLM pull request 38479: --kv-cache-dtype turboquant_k3v4_nc; the engine leaves the first and the last two layers plain"},
     {"vllm:turboquant_3bit_nc", "layers=0-1,last2:full;*:turboquant:variant=vllm,k_bits=3,v_bits=3,norm_correction=true",
      "vLLM pull request 38479: --kv-cache-dtype turboquant_3bit_nc; the engine leaves the first and the last two layers plain"},
-    {"vllm:int8_per_token_head", "int8_pth:rounding=truncate", "vLLM, dynamic INT8 scales per token and head"},
-    {"vllm:fp8_per_token_head", "fp8_pth", "vLLM, dynamic FP8 scales per token and head"},
+    {"vllm:int8_per_token_head", "int8_pth:rounding=truncate", "vLLM, dynamic INT8 scales; per token and head by a test file and third-party descriptions, no engine argument is known"},
+    {"vllm:fp8_per_token_head", "fp8_pth", "vLLM, dynamic FP8 scales; per token and head by a test file and third-party descriptions, no engine argument is known"},
 };
 
 }  // namespace

@@ -66,7 +66,8 @@ Rule rule(const Params& p, const CacheShape&) {
 
 constexpr Compat kCompat[] = {
     {"allocation=rounded", "counts are rounded head by head: a layer keeps more or fewer tokens than its budget, 4 instead of 6 at 2 x 3"},
-    {"allocation=kvpress,pool_first=true,pooling=avg,kernel=5", "kvpress counts the observation window into what a head is sure of"},
+    {"allocation=kvpress,observation_window=64,kernel=5,pool_first=true,pooling=avg",
+     "kvpress counts the observation window into what a head is sure of; 64, 5 and avg are its defaults"},
     {"granularity=query_head", "rows and lengths for every query head: up to q_heads / kv_heads times the bytes"}};
 
 }  // namespace

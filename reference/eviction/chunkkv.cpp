@@ -15,11 +15,11 @@ namespace {
 
 using namespace eviction;
 
-struct Params : WindowParams {
+struct Params : WindowParams {  // window, kernel and pooling: defaults of kvpress
   Tokens budget = 1024_tok;
   Tokens chunk = 20_tok;
   BaseScore score = BaseScore::snapkv;
-  constexpr Params() { kernel = 5, pooling = Pooling::avg, window_reduce = WindowReduce::mean; }
+  constexpr Params() { observation_window = 64_tok, kernel = 5, pooling = Pooling::avg, window_reduce = WindowReduce::mean; }
   static constexpr auto fields() {
     return std::tuple_cat(std::tuple{field(&Params::budget, "budget", "token", 1, 1 << 20, "tokens of the prompt kept; chunks are its share, rounded down"),
                                      field(&Params::chunk, "chunk", "token", 1, 4096, "tokens that stay or leave together"),

@@ -20,13 +20,13 @@ namespace {
 
 using namespace eviction;
 
-struct Params : WindowParams {
+struct Params : WindowParams {  // window, kernel and pooling: defaults of kvpress, whose press is the only code
   Tokens budget = 1024_tok;
   double first_stage = 0.5;
   double epsilon = 1e-4;
   bool counts_window = false;
   BaseScore score = BaseScore::snapkv;
-  constexpr Params() { kernel = 5, pooling = Pooling::avg, window_reduce = WindowReduce::mean; }
+  constexpr Params() { observation_window = 64_tok, kernel = 5, pooling = Pooling::avg, window_reduce = WindowReduce::mean; }
   static constexpr auto fields() {
     return std::tuple_cat(std::tuple{field(&Params::budget, "budget", "token", 1, 1 << 20, "tokens of the prompt kept"),
                                      field(&Params::first_stage, "first_stage", "", 0, 1, "share of the budget that goes by score alone"),

@@ -79,12 +79,7 @@ class Cache final : public TokenCache {
 
   ContentCounts content_counts() const override {
     ContentCounts counts;
-    for (const Layer& l : layers())
-      for (int h = 0; h < l.rows.heads(); ++h) {
-        counts.add("kept_rows", l.rows.count(h));
-        counts.add("key_elements", l.rows.count(h) * l.c.k_dim);
-        counts.add("value_elements", l.rows.count(h) * l.c.v_dim);
-      }
+    for (const Layer& l : layers()) count_kept(l.rows, l.c, counts);
     return counts;
   }
 
@@ -152,7 +147,8 @@ extern constinit const Method dms{
                 .speculation = {Works::partly, "with decoding=true a rejected token may have pushed an old one out of the window"},
                 .multi_turn = {Works::yes, "what leaves does not depend on any question"}},
     .data_dependent = true, .exact_when = "threshold=-1000",
-    .notes = "kvpress judges the prompt alone unless told otherwise. The size is a result, not a setting: expected_share is what plans assume where no counts are at hand. Until the end of the "
+    .notes = "kvpress judges the prompt alone unless told otherwise, and its user must choose the threshold: -12 is assumed. The size is a result, not a setting: expected_share, 0.25 "
+             "by assumption, is what plans take where no counts are at hand. Until the end of the "
              "prompt every row is held. The paper trains the model to mark tokens; the mark then acts as this threshold does.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .open = typed<open>,

@@ -33,7 +33,8 @@ extern constinit const Method keydiff{
     .paper = {.title = "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in Resource-Constrained Environments",
               .url = "https://arxiv.org/abs/2504.15364", .year = 2025},
     .params = specs<Params>, .serving = kServingOnce, .exact_when = "budget=1M",
-    .notes = "The anchor is the mean of what is held, so one choice over the prompt and a choice after every step differ.",
+    .notes = "The anchor is the mean of what is held, so one choice over the prompt and a choice after every step differ. With trigger=every_step a rejected token may have "
+             "pushed out another one: no speculation then.",
     .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
     .prefill_plan = Faces<rule>::prefill_plan, .open = Faces<rule>::open,
 };

@@ -86,7 +86,8 @@ extern constinit const Method keyformer{
               .url = "https://arxiv.org/abs/2403.09054", .year = 2024},
     .params = specs<Params>, .needs = kNeeds, .serving = kServingStep, .exact_when = "budget=1M",
     .notes = "Tokens really leave, as in the MPT library; the GPT-J library masks them. There, recent=0 never drops a token: a defect that is "
-             "not offered. Noise enters the score alone, never the output.",
+             "not offered. Noise enters the score alone, never the output. "
+             "The released temperature moves over the number of tokens to be generated; tau_steps=512 is assumed in its place.",
     .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
     .prefill_plan = Faces<rule>::prefill_plan, .open = Faces<rule>::open,
 };

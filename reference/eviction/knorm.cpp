@@ -38,7 +38,8 @@ extern constinit const Method knorm{
     .paper = {.title = "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression", .url = "https://arxiv.org/abs/2406.11430", .year = 2024},
     .params = specs<Params>, .serving = kServingOnce, .exact_when = "budget=1M",
     .notes = "KVCache-Factory stores kept tokens by rising norm and leaves the first two layers whole (skip_layers=2). With "
-             "trigger=every_step the norms are computed anew from the stored keys at each step.",
+             "trigger=every_step the norms are computed anew from the stored keys at each step. With trigger=every_step a rejected token may have "
+             "pushed out another one: no speculation then.",
     .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
     .prefill_plan = Faces<rule>::prefill_plan, .open = Faces<rule>::open,
 };

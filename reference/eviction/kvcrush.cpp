@@ -117,7 +117,7 @@ extern constinit const Method kvcrush{
                 .multi_turn = kServingOnce.multi_turn},
     .exact_when = "budget=1M",
     .notes = "A signature has a bit for each token of a page, as released; the paper's has one for each head. Tokens that do not fill a "
-             "page stay. OpenVINO adds the representatives to its cache size and also runs while tokens are generated.",
+             "page stay. Eight representatives are assumed (OpenVINO: none unless told). OpenVINO adds the representatives to its cache size and also runs while tokens are generated.",
     .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
     .prefill_plan = Faces<rule>::prefill_plan, .open = Faces<rule>::open,
 };

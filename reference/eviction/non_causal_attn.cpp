@@ -4,7 +4,7 @@
 // Deviates  logits are scaled and the last chunk is not filled up; weights are summed in fixed point; no z-score at the end,
 //           which is the same rising line for all tokens of a layer and changes no choice
 #include "reference/primitives/eviction/faces.hpp"
-#include "reference/primitives/eviction/observed.hpp"
+#include "reference/primitives/eviction/query_scorers.hpp"
 #include "reference/primitives/eviction/serving.hpp"
 
 namespace kvatlas::methods {
@@ -28,7 +28,7 @@ struct Params {
 };
 
 Rule rule(const Params& p, const CacheShape&) {
-  Rule r{.name = "non_causal_attn", .scorer = chunk_attention({p.chunk_size.value, p.scaled, p.padded, p.kernel}), .budget = p.budget};
+  Rule r{.name = "non_causal_attn", .scorer = non_causal_attention({.chunk = p.chunk_size.value, .scaled = p.scaled, .padded = p.padded, .kernel = p.kernel}), .budget = p.budget};
   if (p.kernel % 2 == 0) r.refusal = cat("kernel is ", p.kernel, ", must be odd");
   return r;
 }

@@ -38,7 +38,7 @@ Rule rule(const Params& p, const CacheShape&) {
 
 constexpr Compat kCompat[] = {
     {"schedule=floor", "steps of whole tokens: the layers' sum drifts above the budget, by 4.6% at budget 128 of 32 layers"},
-    {"schedule=kvpress,pool_first=true,window_reduce=mean",
+    {"schedule=kvpress,observation_window=64,pool_first=true,window_reduce=mean",
      "kvpress counts the window as budget and falls back to equal budgets where the last layer would get less than the window"},
     {"granularity=query_head", "keys and values are repeated before they are cached: q_heads / kv_heads times the bytes"}};
 

@@ -52,7 +52,8 @@ extern constinit const Method qfilter{
     .paper = {.title = "Q-Filters: Leveraging QK Geometry for Efficient KV Cache Compression", .url = "https://arxiv.org/abs/2503.02812", .year = 2025},
     .params = specs<Params>, .needs = kNeeds, .serving = kServingOnce,
     .notes = "The trained file holds layer<l>.filters [kv_heads, head_dim], in the model's own sign: a key along its filter is dropped. "
-             "No attention weights are needed, so a fused kernel stays as it is.",
+             "No attention weights are needed, so a fused kernel stays as it is. With trigger=every_step a rejected token may have "
+             "pushed out another one: no speculation then.",
     .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
     .prefill_plan = Faces<rule>::prefill_plan, .open = open_trained<rule>,
 };

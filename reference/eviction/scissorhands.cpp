@@ -1,5 +1,6 @@
 // scissorhands: when the cache overflows, tokens leave that most of the last queries gave less than an even share of attention.
-// Source    sheet scissorhands; Liu et al. 2023, algorithms 1 and 2 (constants r = 10, w = 400)
+// Source    Liu et al. 2023, arXiv 2305.17118, algorithms 1 and 2 (constants r = 10, w = 400); no official code: a reconstruction, checked
+//           against two third-party ports
 // Keeps     between budget - drop + 1 and budget tokens a kv head, the newest recent_window among them; keys after RoPE at true
 //           positions; one bit a slot, query head and query of the history
 // Deviates  one budget for all layers: the paper's rule for them is not known; bits are summed over the query heads of a group; a long
@@ -96,7 +97,8 @@ extern constinit const Method scissorhands{
                 .speculation = kServingStep.speculation,
                 .multi_turn = kServingStep.multi_turn},
     .exact_when = "budget=1M",
-    .notes = "No official code. An even share is one over the entries that the query saw; a query that sees one entry gives it its share. "
+    .notes = "No official code: a reconstruction. Half of the budget leaving at once, one budget for all layers, the sum of bits over a group and that of equal slots the "
+             "older one leaves are our reading. An even share is one over the entries that the query saw; a query that sees one entry gives it its share. "
              "The history starts empty for a new token, so it cannot lose before others have.",
     .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
     .prefill_plan = Faces<rule>::prefill_plan, .open = Faces<rule>::open,

@@ -61,7 +61,7 @@ extern constinit const Method simlayerkv{
     .slug = "simlayerkv", .name = "SimLayerKV", .family = Family::eviction,
     .paper = {.title = "SimLayerKV: A Simple Framework for Layer-Level KV Cache Reduction", .url = "https://arxiv.org/abs/2410.13846", .year = 2024},
     .params = specs<Params>, .serving = kServingOnce, .data_dependent = true, .exact_when = "recent_window=1M",
-    .notes = "Thresholds of the authors: Llama-3 0.9, Llama-2 0.65, Mistral 0.8, Qwen 0.85. Attention on tokens that are both among the first "
+    .notes = "Thresholds of the authors: Llama-3 0.9 (assumed as default; kvpress has 1.0, which is off), Llama-2 0.65, Mistral 0.8, Qwen 0.85. Attention on tokens that are both among the first "
              "and the newest counts twice, as released. Predictions without content take every second layer as lazy.",
     .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
     .prefill_plan = Faces<rule>::prefill_plan, .open = Faces<rule>::open,

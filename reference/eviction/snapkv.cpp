@@ -36,7 +36,7 @@ Plan released_decode_plan(const Params& p, const CacheShape& shape, const Histor
 
 constexpr Compat kCompat[] = {
     {"granularity=query_head", "keys and values are repeated before they are cached: q_heads / kv_heads times the bytes"},
-    {"pool_first=true,window_reduce=mean,pooling=avg", "kvpress pools every query head, then averages the group"}};
+    {"observation_window=64,kernel=5,pool_first=true,window_reduce=mean,pooling=avg", "kvpress pools every query head, then averages the group; 64, 5 and avg are its defaults"}};
 
 }  // namespace
 

@@ -7,6 +7,7 @@
 #include "core/formats/dtype.hpp"
 #include "core/formats/fp8.hpp"
 #include "core/formats/int_codes.hpp"
+#include "reference/primitives/numbers.hpp"
 
 namespace kvatlas {
 
@@ -24,27 +25,16 @@ void store_meta(MetaType type, float x, std::vector<std::byte>& to) {
     to.push_back(static_cast<std::byte>(num::encode_e4m3(x)));
     return;
   }
-  const std::size_t at = to.size();
-  to.resize(at + static_cast<std::size_t>(bytes_of(type)));
-  num::store(dtype_of(type), std::span(&x, 1), std::span(to).subspan(at));
+  append_float(to, dtype_of(type), x);
 }
 
 float load_meta(MetaType type, std::span<const std::byte> from, std::int64_t index) {
-  const auto bytes = static_cast<std::size_t>(bytes_of(type));
-  const auto one = from.subspan(static_cast<std::size_t>(index) * bytes, bytes);
-  if (type == MetaType::e4m3) return num::decode_e4m3(std::to_integer<std::uint8_t>(one[0]));
-  float x = 0;
-  num::load(dtype_of(type), one, std::span(&x, 1));
-  return x;
+  if (type == MetaType::e4m3) return num::decode_e4m3(std::to_integer<std::uint8_t>(from[static_cast<std::size_t>(index)]));
+  return float_at(from, dtype_of(type), index);
 }
 
 float rounded(QuantRounding rule, float x) {
-  switch (rule) {
-    case QuantRounding::half_up: return std::floor(x + 0.5F);
-    case QuantRounding::truncate: return std::trunc(x);
-    case QuantRounding::nearest_even: break;
-  }
-  return num::rint(x);
+  return rule == QuantRounding::truncate ? std::trunc(x) : num::rint(x);
 }
 
 }  // namespace
@@ -53,13 +43,6 @@ int bytes_of(MetaType type) { return type == MetaType::e4m3 ? 1 : bytes_of(dtype
 
 float round_to(MetaType type, float x) {
   return type == MetaType::e4m3 ? num::decode_e4m3(num::encode_e4m3(x)) : num::round_to(dtype_of(type), x);
-}
-
-std::uint8_t nearest_entry(std::span<const float> codebook, float x) {
-  std::size_t best = 0;
-  for (std::size_t i = 1; i < codebook.size(); ++i)
-    if (std::fabs(x - codebook[i]) < std::fabs(x - codebook[best])) best = i;
-  return static_cast<std::uint8_t>(best);
 }
 
 GroupQuantizer::Meta GroupQuantizer::encode(std::span<const float> x, std::span<std::uint8_t> codes) const {
@@ -82,12 +65,12 @@ GroupQuantizer::Meta GroupQuantizer::encode(std::span<const float> x, std::span<
   const float range = in_work(high - low);
   float exact = in_work(range / steps);
   if (two_sided) exact = num::max(in_work(num::max(std::fabs(low), std::fabs(high)) / steps), least_scale);
-  if (scheme == QuantScheme::codebook) exact = in_work(in_work(high - low) / 2.0F);
   const float scale = round_to(meta, exact);
-  if (scale == 0 || !num::is_finite(scale)) {
+  const auto degenerate = [&]() -> Meta {
     std::fill(codes.begin(), codes.end(), std::uint8_t{0});
     return {.scale = 0, .zero = two_sided ? 0.0F : stored(low)};
-  }
+  };
+  if (scale == 0 || !num::is_finite(scale)) return degenerate();
   const float by = exact_scale ? exact : scale, inverse = in_work(1.0F / by);
   const auto over = [&](float f) { return reciprocal ? in_work(f * inverse) : in_work(f / by); };
   Meta m{.scale = scale, .zero = 0};
@@ -98,24 +81,17 @@ GroupQuantizer::Meta GroupQuantizer::encode(std::span<const float> x, std::span<
         codes[i] = static_cast<std::uint8_t>(rounded(rounding, num::clamp(over(in_work(input(i) - m.zero)), 0.0F, top)));
       break;
     case QuantScheme::integer_zero:
-      m.zero = stored(rounded(rounding, over(-low)));
+      m.zero = rounded(rounding, over(-low));
+      if (std::fabs(m.zero) > meta_bound) return degenerate();
+      m.zero = round_to(meta, m.zero);
       for (std::size_t i = 0; i < x.size(); ++i)
         codes[i] = static_cast<std::uint8_t>(num::clamp(in_work(rounded(rounding, over(input(i))) + m.zero), 0.0F, top));
-      break;
-    case QuantScheme::float_zero:
-      m.zero = stored(in_work(in_work(-steps * low) / range));
-      for (std::size_t i = 0; i < x.size(); ++i)
-        codes[i] = static_cast<std::uint8_t>(rounded(rounding, num::clamp(in_work(num::fma(input(i), inverse, m.zero)), 0.0F, top)));
       break;
     case QuantScheme::absmax:
       for (std::size_t i = 0; i < x.size(); ++i) {
         const float code = rounded(rounding, num::clamp(over(input(i)), -half, half - 1.0F));
         codes[i] = static_cast<std::uint8_t>(static_cast<unsigned>(static_cast<int>(code)) & ((1U << bits) - 1U));
       }
-      break;
-    case QuantScheme::codebook:
-      m.zero = stored(in_work(in_work(high + low) / 2.0F));
-      for (std::size_t i = 0; i < x.size(); ++i) codes[i] = nearest_entry(codebook, over(in_work(input(i) - m.zero)));
       break;
   }
   return m;
@@ -126,17 +102,14 @@ float GroupQuantizer::decode(std::uint32_t code, Meta m) const {
   const auto value = static_cast<float>(code);
   switch (scheme) {
     case QuantScheme::integer_zero: return m.scale * (value - m.zero);
-    case QuantScheme::float_zero: return num::fma(value, m.scale, -m.scale * m.zero);
     case QuantScheme::absmax: return (code >> (bits - 1) != 0 ? value - static_cast<float>(1 << bits) : value) * m.scale;
-    case QuantScheme::codebook: return num::fma(codebook[code], m.scale, m.zero);
     case QuantScheme::minmax: break;
   }
   return num::fma(value, m.scale, m.zero);
 }
 
 CodeFormat GroupQuantizer::format() const {
-  return {.kind = scheme == QuantScheme::codebook ? CodeKind::table : CodeKind::integer, .bits = bits, .axis = axis,
-          .group_size = group_size, .group_bits = (has_zero() ? 2 : 1) * 8 * bytes_of(meta)};
+  return {.kind = CodeKind::integer, .bits = bits, .axis = axis, .group_size = group_size, .group_bits = (has_zero() ? 2 : 1) * 8 * bytes_of(meta)};
 }
 
 void GroupRows::append(View<const float> rows) {
@@ -154,9 +127,7 @@ void GroupRows::append(View<const float> rows) {
     const GroupQuantizer::Meta m = q_.encode(x, codes);
     const std::size_t at = codes_.size();
     codes_.resize(at + static_cast<std::size_t>(q_.group_bytes()));
-    const auto to = std::span(codes_).subspan(at);
-    if (q_.order == CodeOrder::planar) num::pack_planar(codes, q_.bits, to);
-    else num::pack(codes, q_.bits, to);
+    num::pack(codes, q_.bits, std::span(codes_).subspan(at));
     store_meta(q_.meta, m.scale, scales_);
     if (q_.has_zero()) store_meta(q_.meta, m.zero, zeros_);
   }
@@ -180,15 +151,7 @@ void GroupRows::read(std::int64_t first, View<float> out, std::int64_t first_cha
       const std::int64_t group = along_tokens ? row / size * dim_ + channel : row * (dim_ / size) + channel / size;
       const std::int64_t element = along_tokens ? row % size : channel % size;
       if (group != last) m = meta_of(last = group);
-      const std::uint8_t* of_group = codes + group * q_.group_bytes();
-      std::uint32_t code = 0;
-      if (q_.order == CodeOrder::planar) {
-        const std::int64_t plane = q_.group_bytes();
-        code = num::field_of_word(of_group[element % plane], static_cast<int>(element / plane), q_.bits);
-      } else {
-        code = num::code_at(of_group, element, q_.bits);
-      }
-      out(i, c) = q_.decode(code, m);
+      out(i, c) = q_.decode(num::code_at(codes + group * q_.group_bytes(), element, q_.bits), m);
     }
   }
 }

@@ -5,17 +5,14 @@
 // scheme's own count.
 //   minmax        scale = (high - low) / n, n = top; zero = low
 //                 code = clamp(round((x - zero) / scale), 0, top); value = fma(code, scale, zero)
-//   integer_zero  scale = (high - low) / n, n = top; zero = round(-low / scale), not clamped
+//   integer_zero  scale = (high - low) / n, n = top; zero = round(-low / scale), a whole number of either sign
 //                 code = clamp(round(x / scale) + zero, 0, top); value = scale * (code - zero)
-//   float_zero    scale = (high - low) / n, n = top; zero = -n * low / (high - low)
-//                 code = clamp(round(fma(x, 1 / scale, zero)), 0, top); value = fma(code, scale, -scale * zero)
 //   absmax        scale = max(largest |x| * clip / n, least_scale), n = 2^(bits-1) - 1; no zero
 //                 code = clamp(round(x / scale), -2^(bits-1), 2^(bits-1) - 1), two's complement; value = code * scale
-//   codebook      scale = (high - low) / 2, zero = (high + low) / 2; code = first nearest entry to (x - zero) / scale;
-//                 value = fma(entry, scale, zero)
 // Scale and zero are rounded to `meta` before codes are made from them (exact_scale: the scale after).
-// Degenerate groups: a scale that is 0 or not finite once stored is stored as 0, all codes as 0, and the group decodes to its
-// zero field, which then holds low (clamped to what meta holds); absmax decodes to 0. So no input of finite values gives NaN.
+// Degenerate groups: a scale that is 0 or not finite once stored, or an integer zero point beyond what meta holds, is stored as
+// scale 0, all codes as 0, and the group decodes to its zero field, which then holds low (clamped to what meta holds); absmax
+// decodes to 0. So no input of finite values gives NaN.
 #pragma once
 
 #include <cstddef>
@@ -29,13 +26,10 @@
 
 namespace kvatlas {
 
-enum class QuantScheme : std::uint8_t { minmax, integer_zero, float_zero, absmax, codebook };
-/// half_up adds one half and drops the fraction; truncate drops it.
-enum class QuantRounding : std::uint8_t { nearest_even, half_up, truncate };
+enum class QuantScheme : std::uint8_t { minmax, integer_zero, absmax };
+enum class QuantRounding : std::uint8_t { nearest_even, truncate };
 /// Storage of a scale or zero point. e4m3 (scales of absmax alone) saturates at 448.
 enum class MetaType : std::uint8_t { f32, bf16, f16, e4m3 };
-/// Order of the codes of a group in its bytes: core/formats/int_codes.hpp.
-enum class CodeOrder : std::uint8_t { stream, planar };
 
 int bytes_of(MetaType type);
 float round_to(MetaType type, float x);
@@ -48,13 +42,11 @@ struct GroupQuantizer {
   MetaType meta = MetaType::f16;
   QuantScheme scheme = QuantScheme::minmax;
   QuantRounding rounding = QuantRounding::nearest_even;
-  CodeOrder order = CodeOrder::stream;
   int levels = 0;             // steps of the scale; 0 = the scheme's own
   float clip = 1.0F;
   float least_scale = 0.0F;
   bool exact_scale = false;   // codes are made from the scale before it is rounded to meta
   bool reciprocal = false;    // x * (1 / scale) in place of x / scale
-  std::vector<float> codebook{};  // ascending entries in [-1, 1]
 
   struct Meta {
     float scale = 0, zero = 0;
@@ -69,9 +61,6 @@ struct GroupQuantizer {
   std::int64_t block_rows() const { return axis == GroupAxis::tokens ? group_size : 1; }
   std::int64_t group_bytes() const { return to_bytes_ceil(Bits(std::int64_t{group_size} * bits)).value; }
 };
-
-/// The index of the entry nearest to x; the first of equally near ones.
-std::uint8_t nearest_entry(std::span<const float> codebook, float x);
 
 /// The coded rows of one kv head, or of all heads as one row. Groups follow one another, each in its own bytes:
 ///   axis tokens    block of group_size rows, in it channel by channel: codes run along the tokens of a channel

@@ -5,6 +5,7 @@
 #include "core/kernels/attention.hpp"
 #include "core/kernels/select.hpp"
 #include "core/kernels/store.hpp"
+#include "reference/primitives/sides.hpp"
 
 namespace kvatlas {
 
@@ -127,8 +128,6 @@ Plan prompt_plan(const CacheShape& shape, const History& h, double density, cons
 /// Rows of one side that are in `format` when the sequence has `context` tokens.
 std::int64_t coded_rows(const SideLayout& layout, Tokens rows) { return std::max<std::int64_t>(0, (rows - layout.plain).value); }
 
-int width(const LayerClass& c, Side side) { return side == Side::key ? c.k_dim : c.v_dim; }
-
 /// Rows that are coded as they come: no plain row of theirs ever lies in the cache.
 bool coded_on_append(const SideLayout& layout) { return layout.flush.value == 0 && layout.plain.value == 0; }
 
@@ -152,7 +151,7 @@ void add_side_decode(Plan& plan, const LayerClass& c, Dtype dtype, const History
   for (const auto& [side, l] : {std::pair{Side::key, &key}, std::pair{Side::value, &value}})
     if (l->flush.value > 0 && coded_rows(*l, rows) > 0)
       plan.add(kernels::QuantizePack{.heads = std::int64_t{h.sequences} * c.kv_heads, .rows = l->flush.value,
-                                     .dim = width(c, side), .dtype = dtype, .format = l->format}
+                                     .dim = dim_of(c, side), .dtype = dtype, .format = l->format}
                    .call(c.count() / static_cast<double>(l->flush.value)));
   // What a learned index leaves out is taken from the coded rows: the plain ones are the newest, which it mostly chooses.
   add_decode_attention(plan, c, dtype, h, std::min(rows, add_index_step(plan, c, h)), key, value);
@@ -181,7 +180,7 @@ Plan side_prefill_plan(const CacheShape& shape, const History& h, const SideLayo
       const SideLayout l = layout(c, side, rows);
       if (coded_on_append(l) || l.format == CodeFormat::plain(shape.dtype)) continue;
       plan.add(kernels::QuantizePack{.heads = std::int64_t{h.sequences} * c.kv_heads, .rows = coded_rows(l, rows),
-                                     .dim = width(c, side), .dtype = shape.dtype, .format = l.format}
+                                     .dim = dim_of(c, side), .dtype = shape.dtype, .format = l.format}
                    .call(c.count()));
     }
   }

@@ -43,6 +43,7 @@ RecordStore::RecordStore(int kv_heads, int dim, Side side, Dtype dtype, RecordLa
   KV_ASSERT(layout_.ageing != Ageing::at_once || layout_.block == 1, "rows that are coded as they come have records of their own");
   KV_ASSERT(layout_.ageing != Ageing::flush || (layout_.residual.value > 0 && layout_.residual.value % layout_.block == 0),
             "a flush fills whole records");
+  KV_ASSERT(layout_.own_state == static_cast<bool>(codec_.start), "state that is a sequence's own comes from its first call");
   if (!started_) state_.resize(static_cast<std::size_t>(layout_.state_bytes()));
   KV_ASSERT(static_cast<std::int64_t>(state_.size()) == layout_.state_bytes(), "state has the bytes of its parts");
   if (layout_.sinks.value > 0) sinks_ = plain_store(kv_heads, dim, side, dtype, "sinks", Scope::sequence);
@@ -217,13 +218,14 @@ Ledger record_ledger(const CacheShape& shape, const History& h, const RecordLayo
     for (const Side side : {Side::key, Side::value}) {
       if (side == Side::value && c.kind == RowKind::latent) continue;
       const RecordLayout l = layout(c, side);
+      const std::int64_t states = std::int64_t{c.count()} * (l.own_state ? h.sequences : 1);
       const int heads = l.joined ? 1 : c.kv_heads;  // rows of a token
       const std::int64_t runs = std::int64_t{c.count()} * heads * h.sequences;
-      const std::int64_t row = std::int64_t{width_of(c, side)} * (c.kv_heads / heads) * bytes_of(shape.dtype);
+      const std::int64_t row = std::int64_t{dim_of(c, side)} * (c.kv_heads / heads) * bytes_of(shape.dtype);
       const Tokens rows = c.visible(h.tokens());
       const std::int64_t records = l.coded(rows).value / l.block;
       for (const RecordPart& p : l.parts) ledger.add(p.component, side, p.scope, Bytes(records * p.bytes * runs));
-      for (const RecordPart& p : l.state) ledger.add(p.component, side, p.scope, Bytes(p.bytes * c.count()));
+      for (const RecordPart& p : l.state) ledger.add(p.component, side, p.scope, Bytes(p.bytes * states));
       const std::int64_t sinks = std::min(l.sinks, rows).value;
       if (l.sinks.value > 0) ledger.add("sinks", side, Scope::sequence, Bytes(sinks * row * runs));
       if (l.ageing != Ageing::at_once) {
@@ -233,7 +235,7 @@ Ledger record_ledger(const CacheShape& shape, const History& h, const RecordLayo
       // Before the prompt ends rows that wait are all plain.
       const Tokens prompt = c.visible(h.prompt);
       const std::int64_t coded = l.ageing == Ageing::at_once ? l.coded(prompt).value : 0;
-      prefill += (coded * l.record_bytes() + (prompt.value - coded) * row) * runs + l.state_bytes() * c.count();
+      prefill += (coded * l.record_bytes() + (prompt.value - coded) * row) * runs + l.state_bytes() * states;
     }
   }
   if (waits) ledger.set_prefill(Bytes(prefill));
@@ -261,29 +263,6 @@ std::unique_ptr<KvCache> side_cache(const CacheShape& shape, std::function<std::
 void add_rotation(Plan& plan, const LayerClass& c, Dtype dtype, const History& h, std::int64_t heads, int width, int block) {
   plan.add(kernels::LowRank{.sequences = h.sequences, .rows = heads * width / block, .rank = block, .dim = block, .dtype = dtype, .keep = true}
                .call(c.count()));
-}
-
-std::optional<std::string> why_not_records(const char* slug, const CacheShape& shape, RecordLimits limits) {
-  for (const LayerClass& c : shape.classes) {
-    if (c.kind == RowKind::pooled || (c.kind == RowKind::latent && !limits.latent))
-      return cat("a layer keeps ", c.kind == RowKind::latent ? "latent" : "pooled", " rows, must keep keys and values",
-                 limits.latent ? " or latent rows" : "");
-    if (c.index_bytes > 0)
-      return cat("a layer keeps index rows of ", c.index_bytes, " bytes a token, must keep none: ", slug, " codes keys and values alone");
-    if (c.window.value > 0 && !limits.window)
-      return cat("a layer has a sliding window of ", c.window.value, " tokens, must have none: ", slug, " codes several tokens together");
-  }
-  return std::nullopt;
-}
-
-void put_fp16(std::span<std::byte> bytes, std::size_t at, float x) {
-  const std::uint16_t code = num::encode_fp16(num::clamp(x, -65504.0F, 65504.0F));
-  bytes[at] = static_cast<std::byte>(code & 0xFFU);
-  bytes[at + 1] = static_cast<std::byte>(code >> 8);
-}
-
-float get_fp16(std::span<const std::byte> bytes, std::size_t at) {
-  return num::decode_fp16(static_cast<std::uint16_t>(static_cast<unsigned>(bytes[at]) | static_cast<unsigned>(bytes[at + 1]) << 8));
 }
 
 }  // namespace kvatlas

@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "reference/method.hpp"
+#include "reference/primitives/numbers.hpp"
+#include "reference/primitives/sides.hpp"
 
 namespace kvatlas {
 
@@ -33,7 +35,8 @@ enum class Ageing : std::uint8_t {
 struct RecordLayout {
   int block = 1;
   boost::container::small_vector<RecordPart, 5> parts{};
-  boost::container::small_vector<RecordPart, 1> state{};  // of a layer, whatever the number of tokens and sequences
+  boost::container::small_vector<RecordPart, 1> state{};  // of a layer, whatever the number of tokens
+  bool own_state = false;  // each sequence takes its own state from its first call; else all sequences share the layer's
   CodeFormat format{};     // nearest format that kernels know
   Ageing ageing = Ageing::at_once;
   Tokens residual{0};      // a multiple of `block`; `slide` may have any
@@ -57,7 +60,7 @@ struct RecordPlace {
 struct RecordCodec {
   std::function<void(const RecordPlace&, View<const float> rows, std::span<std::byte> record)> encode;
   std::function<void(const RecordPlace&, std::span<const std::byte> record, View<float> rows)> decode;
-  /// The layer's state from its first call, [kv_heads, n, dim]; absent: state is `initial_state`.
+  /// The layer's state from its first call, [kv_heads, n, dim], where the layout has an own_state; else state is `initial_state`.
   std::function<void(View<const float> first, std::span<std::byte> state)> start{};
   std::vector<std::byte> initial_state{};
   /// A sentence when saved state cannot be.
@@ -129,21 +132,7 @@ std::unique_ptr<KvCache> open_sides(const P& p, const CacheShape& shape, const O
   return side_cache(shape, [p, dtype = shape.dtype](const LayerClass& c, int layer, Side side) { return OpenSide(p, c, layer, side, dtype); });
 }
 
-/// Width of a row of one side.
-inline int width_of(const LayerClass& c, Side side) { return side == Side::key ? c.k_dim : c.v_dim; }
-
 /// A step's rotations of `heads` vectors by one [block, block] matrix, as a small matrix product.
 void add_rotation(Plan& plan, const LayerClass& c, Dtype dtype, const History& h, std::int64_t heads, int width, int block);
-
-/// Sentence for classes whose rows `slug` cannot keep as records: pooled rows, learned index rows; latent rows and windows
-/// unless allowed.
-struct RecordLimits {
-  bool latent = true, window = true;
-};
-std::optional<std::string> why_not_records(const char* slug, const CacheShape& shape, RecordLimits limits = {});
-
-/// Little-endian fp16 at a byte offset; values above 65504 saturate.
-void put_fp16(std::span<std::byte> bytes, std::size_t at, float x);
-float get_fp16(std::span<const std::byte> bytes, std::size_t at);
 
 }  // namespace kvatlas

@@ -1,20 +1,11 @@
 // Faces that every method of two sides coded apart builds in one way from its side_layout and its store.
 #pragma once
 
-#include <optional>
-#include <string>
-#include <string_view>
-
 #include "reference/primitives/plans.hpp"
 #include "reference/primitives/side_cache.hpp"
+#include "reference/primitives/sides.hpp"
 
 namespace kvatlas {
-
-inline int dim_of(const LayerClass& c, Side side) { return side == Side::key ? c.k_dim : c.v_dim; }
-
-/// Sentence for layers without whole key and value rows of every token: windows, latent and pooled rows, learned indices.
-/// `slug` names the method in it.
-std::optional<std::string> why_not_sides(const CacheShape& shape, std::string_view slug);
 
 /// A method's side_layout as the plans ask for it.
 template <class P, auto layout>

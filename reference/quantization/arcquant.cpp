@@ -14,9 +14,11 @@
 #include "core/formats/fp8.hpp"
 #include "core/formats/int_codes.hpp"
 #include "reference/method.hpp"
+#include "reference/primitives/numbers.hpp"
 #include "reference/primitives/residual_store.hpp"
 #include "reference/primitives/selection.hpp"
 #include "reference/primitives/side_method.hpp"
+#include "reference/primitives/trained.hpp"
 
 namespace kvatlas::methods {
 namespace {
@@ -39,11 +41,18 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
       if (dim % kBlock != 0) return cat("head_dim is ", dim, ", must be a multiple of ", kBlock, ": a block scale serves ", kBlock, " channels");
     if (p.residual_channels > c.k_dim) return cat("residual_channels is ", p.residual_channels, ", must be at most head_dim (", c.k_dim, ")");
   }
-  return why_not_sides(shape, "arcquant");
+  return why_not_sides("arcquant", shape, kWholeRows);
 }
 
 int extra(const Params& p, Side side) { return side == Side::key ? p.residual_channels : 0; }
 
+/// A channel that stands twice among the `each` channels of one head.
+std::optional<std::uint16_t> repeated(std::span<const std::uint16_t> channels, int each) {
+  for (std::size_t i = 0; i < channels.size(); ++i)
+    for (std::size_t j = i - i % static_cast<std::size_t>(each); j < i; ++j)
+      if (channels[i] == channels[j]) return channels[i];
+  return std::nullopt;
+}
 
 class Coder final : public RowCoder {
  public:
@@ -76,8 +85,7 @@ class Coder final : public RowCoder {
     }
     std::vector<std::byte> scale(rows() > 0 ? 4 : 0), channels;
     if (!scale.empty()) num::store(Dtype::f32, std::span(&tensor_scale_, 1), scale);
-    for (const std::uint16_t c : channels_)
-      for (const int shift : {0, 8}) channels.push_back(static_cast<std::byte>((c >> shift) & 0xFF));
+    for (const std::uint16_t c : channels_) append_whole(channels, c, 2);
     add("tensor_scale", Scope::layer, "tensor_scale", std::move(scale));
     if (extra(p_, side_) > 0) add("channels", Scope::head, "channels", std::move(channels));
   }
@@ -98,10 +106,11 @@ class Coder final : public RowCoder {
       const auto& bytes = find("channels");
       if (bytes.size() != 2 * channels) throw InvalidArgument(cat("buffer ", prefix, "channels has ", bytes.size(), " bytes, must have ", 2 * channels));
       for (std::size_t i = 0; i < channels; ++i) {
-        const int c = std::to_integer<int>(bytes[2 * i]) | std::to_integer<int>(bytes[2 * i + 1]) << 8;
+        const std::int64_t c = whole_at(bytes, static_cast<std::int64_t>(i), 2);
         if (c >= dim_) throw InvalidArgument(cat("buffer ", prefix, "channels holds ", c, ", must be below ", dim_));
         channels_.push_back(static_cast<std::uint16_t>(c));
       }
+      if (const auto twice = repeated(channels_, extra(p_, side_))) throw InvalidArgument(cat("buffer ", prefix, "channels names channel ", *twice, " of a head twice"));
     }
     if (count == 0) return;
     num::load(Dtype::f32, find("tensor_scale"), std::span(&tensor_scale_, 1));
@@ -193,26 +202,13 @@ std::unique_ptr<SideStore> make_side(const Params& p, const LayerClass& c, Side 
 
 std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, Side side, Dtype dtype) { return make_side(p, c, side, dtype, {}); }
 
-/// "layer<l>.k_channels" [kv_heads, residual_channels].
-std::vector<std::uint16_t> given_channels(const Params& p, const TensorMap& file, const LayerClass& c, int layer) {
-  const std::string name = cat("layer", layer, ".k_channels");
-  const auto found = file.find(name);
-  if (found == file.end()) throw InvalidArgument(cat("trained file has no tensor \"", name, "\""));
-  const auto want = static_cast<std::size_t>(c.kv_heads * p.residual_channels);
-  if (found->second.values.size() != want) throw InvalidArgument(cat("tensor \"", name, "\" has ", found->second.values.size(), " values, must have ", want));
-  std::vector<std::uint16_t> out;
-  for (const float f : found->second.values) {
-    if (!(f >= 0 && f < static_cast<float>(c.k_dim)) || f != std::floor(f))
-      throw InvalidArgument(cat("tensor \"", name, "\" holds ", f, ", must be channels below ", c.k_dim));
-    out.push_back(static_cast<std::uint16_t>(f));
-  }
-  return out;
-}
-
 std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const OpenInputs& inputs) {
   const auto file = inputs.trained != nullptr ? std::make_shared<const TensorMap>(*inputs.trained) : nullptr;
   return std::make_unique<SideCache>(shape, [p, file, dtype = shape.dtype](const LayerClass& c, int layer, Side side) {
-    return make_side(p, c, side, dtype, file && extra(p, side) > 0 ? given_channels(p, *file, c, layer) : std::vector<std::uint16_t>{});
+    // "layer<l>.k_channels" [kv_heads, residual_channels]
+    return make_side(p, c, side, dtype,
+                     file && extra(p, side) > 0 ? trained_channels(*file, layer, "k_channels", c.kv_heads, p.residual_channels, c.k_dim)
+                                                : std::vector<std::uint16_t>{});
   });
 }
 
@@ -230,7 +226,8 @@ extern constinit const Method arcquant{
                 .speculation = {Works::no, "a rejected token has been coded already"}, .multi_turn = {Works::yes, ""}},
     .notes = "An extension: the paper augments activations and weights. A score is q.Q(k) plus q over the residual channels times their coded error, so keys "
              "can have them; values are summed over tokens and cannot. Tensor scale: largest magnitude of the prompt over 2688; block scales are clamped to "
-             "[2^-9, 448]; later rows beyond that saturate. A trained file has tensors layer<l>.k_channels.",
+             "[2^-9, 448]; later rows beyond that saturate. Sixteen residual channels are assumed, the fewest that fill a block; the official code chooses their number "
+             "for each layer of activations. A trained file has tensors layer<l>.k_channels. Decoded rows stay float32.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<side_decode<Params, side_layout>>,
     .prefill_plan = typed<side_prefill<Params, side_layout>>, .open = typed<open>, .open_side = typed<open_side>, .side_layout = typed<side_layout>,
 };

@@ -15,7 +15,9 @@
 #include "core/parallel.hpp"
 #include "reference/primitives/plans.hpp"
 #include "reference/primitives/record_store.hpp"
+#include "reference/primitives/row_coder.hpp"
 #include "reference/primitives/step.hpp"
+#include "reference/primitives/trained.hpp"
 #include "reference/quantization/commvq/codes.hpp"
 
 namespace kvatlas::methods {
@@ -50,11 +52,11 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
                  ", must be the whole head in half-split pairs, or 0");
     if (c.kv_heads * c.v_dim % 2 != 0) return cat("values have ", c.kv_heads * c.v_dim, " channels, must have an even number: four logits give two bits");
   }
-  return why_not_records("commvq", shape, {.latent = false, .window = false});
+  return why_not_sides("commvq", shape, kWholeRows);
 }
 
 /// All kv heads of a token are one row: their norm is common.
-int joined_width(const LayerClass& c, Side side) { return c.kv_heads * width_of(c, side); }
+int joined_width(const LayerClass& c, Side side) { return c.kv_heads * dim_of(c, side); }
 
 RecordLayout layout(const Params& p, const LayerClass& c, Side side) {
   const std::int64_t width = joined_width(c, side);
@@ -96,19 +98,12 @@ Plan prefill_plan(const Params& p, const CacheShape& shape, const History& h, co
   return side_prefill_plan(shape, h, [&](const LayerClass& c, Side side, Tokens context) { return side_layout_of(p, c, side, context); });
 }
 
+/// fp16 must hold it.
 const NamedTensor& tensor(const TensorMap& trained, int layer, const char* part, std::vector<std::int64_t> dims) {
-  const std::string name = cat("layer", layer, ".", part);
-  const auto found = trained.find(name);
-  if (found == trained.end()) throw InvalidArgument(cat("commvq: the trained file has no tensor ", name));
-  const std::vector<std::int64_t>& has = found->second.dims;
-  bool fits = has.size() == dims.size();
-  for (std::size_t i = 0; fits && i < dims.size(); ++i) fits = dims[i] < 0 ? has[i] > 0 : has[i] == dims[i];  // -1: any
-  std::string allowed;
-  for (const std::int64_t d : dims) allowed += cat(allowed.empty() ? "" : ", ", d < 0 ? std::string("any") : cat(d));
-  if (!fits) throw InvalidArgument(cat("commvq: tensor ", name, " has other axes than [", allowed, "]"));
-  for (const float x : found->second.values)
-    if (!num::is_finite(x) || std::fabs(x) > 65504.0F) throw InvalidArgument(cat("commvq: tensor ", name, " holds ", x, ", must be finite and at most 65504"));
-  return found->second;
+  const NamedTensor& t = trained_tensor(trained, layer, part, dims);
+  for (const float x : t.values)
+    if (std::fabs(x) > 65504.0F) throw InvalidArgument(cat("tensor \"", trained_name(layer, part), "\" holds ", x, ", must be at most 65504"));
+  return t;
 }
 
 /// fp16 as stored, and the float32 that they mean.
@@ -124,16 +119,6 @@ std::vector<std::byte> to_fp16(std::initializer_list<const NamedTensor*> tensors
 NamedTensor rounded(NamedTensor t) {
   num::round_to(Dtype::f16, t.values);
   return t;
-}
-
-void put_word(std::span<std::byte> bytes, std::int64_t first, int bits, std::uint32_t value) {
-  for (int b = 0; b < bits; ++b)
-    if ((value >> b & 1U) != 0) bytes[static_cast<std::size_t>((first + b) / 8)] |= static_cast<std::byte>(1U << ((first + b) % 8));
-}
-std::uint32_t get_word(std::span<const std::byte> bytes, std::int64_t first, int bits) {
-  std::uint32_t value = 0;
-  for (int b = 0; b < bits; ++b) value |= (static_cast<std::uint32_t>(bytes[static_cast<std::size_t>((first + b) / 8)]) >> ((first + b) % 8) & 1U) << b;
-  return value;
 }
 
 std::function<std::optional<std::string>(std::span<const std::byte>)> same_as(std::vector<std::byte> state) {
@@ -159,7 +144,7 @@ RecordCodec key_codec(const Params& p, const LayerClass& c, const TensorMap& tra
         for (float& x : row) x = norm == 0.0F ? 0.0F : x / norm;
         for (int h = 0; h < heads; ++h) {
           const auto words = commvq::encode_key(book_of(h), std::span(row).subspan(static_cast<std::size_t>(h * dim), static_cast<std::size_t>(dim)));
-          for (int s = 0; s < stages; ++s) put_word(record, (std::int64_t{h} * stages + s) * bits, bits, words[static_cast<std::size_t>(s)]);
+          for (int s = 0; s < stages; ++s) put_bits(record, (std::int64_t{h} * stages + s) * bits, bits, words[static_cast<std::size_t>(s)]);
         }
         put_fp16(record, record.size() - 2, norm);
       },
@@ -168,7 +153,7 @@ RecordCodec key_codec(const Params& p, const LayerClass& c, const TensorMap& tra
         const float norm = get_fp16(record, record.size() - 2);
         for (int h = 0; h < heads; ++h) {
           std::vector<std::uint32_t> words;
-          for (int s = 0; s < stages; ++s) words.push_back(get_word(record, (std::int64_t{h} * stages + s) * bits, bits));
+          for (int s = 0; s < stages; ++s) words.push_back(get_bits(record, (std::int64_t{h} * stages + s) * bits, bits));
           commvq::decode_key(book_of(h), words, row.subspan(static_cast<std::size_t>(h * dim), static_cast<std::size_t>(dim)));
         }
         for (float& x : row) x = x * norm;
@@ -189,11 +174,11 @@ struct OwnedNet {
 
 RecordCodec value_codec(const Params& p, const LayerClass& c, const TensorMap& trained, int layer) {
   const std::int64_t width = joined_width(c, Side::value), bits = width * p.v_bits;
-  const NamedTensor& w1 = tensor(trained, layer, "value_w1", {-1, width});
+  const NamedTensor& w1 = tensor(trained, layer, "value_w1", {0, width});
   const std::int64_t hidden = w1.dims[0];
   const NamedTensor &scale = tensor(trained, layer, "value_scale", {width}), &embedding = tensor(trained, layer, "value_embedding", {bits, width});
   for (const float s : scale.values)
-    if (s < 0.0F) throw InvalidArgument(cat("commvq: tensor layer", layer, ".value_scale holds ", s, ", must not be negative"));
+    if (s < 0.0F) throw InvalidArgument(cat("tensor \"", trained_name(layer, "value_scale"), "\" holds ", s, ", must not be negative"));
   const auto net = std::make_shared<const OwnedNet>(OwnedNet{.scale = rounded(scale), .ln_weight = tensor(trained, layer, "value_ln_weight", {width}),
                                                              .ln_bias = tensor(trained, layer, "value_ln_bias", {width}), .w1 = w1,
                                                              .b1 = tensor(trained, layer, "value_b1", {hidden}),
@@ -217,14 +202,6 @@ RecordCodec value_codec(const Params& p, const LayerClass& c, const TensorMap& t
   return codec;
 }
 
-/// [1, n, heads * dim] from [heads, n, dim].
-Array join_heads(View<const float> rows) {
-  Array out({1, rows.dim(1), rows.dim(0) * rows.dim(2)});
-  for (std::int64_t h = 0; h < rows.dim(0); ++h)
-    for (std::int64_t t = 0; t < rows.dim(1); ++t) std::ranges::copy(rows.row(h, t), out.view().row(0, t).subspan(static_cast<std::size_t>(h * rows.dim(2))).begin());
-  return out;
-}
-
 class Cache final : public KvCache {
  public:
   Cache(const Params& p, const CacheShape& shape, const TensorMap& trained)
@@ -238,8 +215,12 @@ class Cache final : public KvCache {
       if (step.positions(i) != l.keys->size().value + i && c.rope.rotary_dim > 0 && step.mask.kind != MaskKind::tree)
         throw Unsupported(cat("commvq: token ", l.keys->size().value + i, " is at position ", step.positions(i), ", must be at its own: stored keys are rotated by their place"));
     if (step.mask.kind == MaskKind::tree && c.rope.rotary_dim > 0) throw Unsupported("commvq: the branches of a tree would need one place twice");
-    l.keys->append(join_heads(s.k_pre.view()).view());
-    l.values->append(join_heads(s.v.view()).view());
+    const auto append = [&](SideStore& to, const Array& rows) {
+      const Array joined = joined_heads(rows.view());
+      to.append({joined.values().data(), {1, joined.dims()[0], joined.dims()[1]}});
+    };
+    append(*l.keys, s.k_pre);
+    append(*l.values, s.v);
     const std::int64_t rows = l.keys->size().value;
     Array k({rows, std::int64_t{c.kv_heads} * c.k_dim}), v({rows, std::int64_t{c.kv_heads} * c.v_dim});
     l.keys->read(0, 0, k.view());

@@ -15,6 +15,7 @@
 #include "reference/primitives/scaled_coder.hpp"
 #include "reference/primitives/selection.hpp"
 #include "reference/primitives/side_method.hpp"
+#include "reference/primitives/trained.hpp"
 
 namespace kvatlas::methods {
 namespace {
@@ -24,7 +25,7 @@ constexpr std::array<std::string_view, 2> kScaleTypes{"e4m3", "bf16"};
 enum class Store : std::uint8_t { paper, released };
 constexpr std::array<std::string_view, 2> kStores{"paper", "released"};
 
-struct Params {  // defaults: the official configuration file
+struct Params {  // defaults: the official configuration file, but for the scale: e4m3 is that of the stored 4-bit cache, bf16 that of the file
   int group_size = 128;
   double alpha = 1.0;
   double beta = 1.0;
@@ -49,7 +50,7 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
       if (dim % p.group_size != 0) return cat("group_size is ", p.group_size, ", must divide head_dim (", dim, ")");
     if (p.top_channels > c.k_dim) return cat("top_channels is ", p.top_channels, ", must be at most head_dim (", c.k_dim, ")");
   }
-  return why_not_sides(shape, "fireq");
+  return why_not_sides("fireq", shape, kWholeRows);
 }
 
 GroupQuantizer quantizer(const Params& p) {
@@ -120,14 +121,10 @@ std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, 
 
 /// "layer<l>.k_factors" [kv_heads * head_dim], positive.
 std::vector<float> given_factors(const TensorMap& file, const LayerClass& c, int layer) {
-  const std::string name = cat("layer", layer, ".k_factors");
-  const auto found = file.find(name);
-  if (found == file.end()) throw InvalidArgument(cat("trained file has no tensor \"", name, "\""));
-  const auto want = static_cast<std::size_t>(c.kv_heads * c.k_dim);
-  if (found->second.values.size() != want) throw InvalidArgument(cat("tensor \"", name, "\" has ", found->second.values.size(), " values, must have ", want));
-  for (const float f : found->second.values)
-    if (!std::isfinite(f) || f <= 0) throw InvalidArgument(cat("tensor \"", name, "\" holds ", f, ", must be finite and above 0"));
-  return found->second.values;
+  const std::vector<float>& factors = trained_values(file, layer, "k_factors", std::int64_t{c.kv_heads} * c.k_dim);
+  for (const float f : factors)
+    if (f <= 0) throw InvalidArgument(cat("tensor \"", trained_name(layer, "k_factors"), "\" holds ", f, ", must be above 0"));
+  return factors;
 }
 
 std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const OpenInputs& inputs) {
@@ -152,8 +149,8 @@ extern constinit const Method fireq{
                 .chunked_prefill = {Works::yes, "rows stay plain until the prompt ends, so the peak is the dense cache"},
                 .cuda_graphs = {Works::yes, ""}, .tensor_parallelism = {Works::yes, "heads are independent"},
                 .speculation = {Works::no, "a rejected token has been coded already"}, .multi_turn = {Works::yes, ""}},
-    .notes = "The 8-bit query and the FP8 product of the paper's kernel are not modelled: the attention is that of decoded rows. A trained file has "
-             "tensors layer<l>.k_factors. A group whose largest magnitude over 7 is below 2^-10 gets scale 0 and decodes to zeros. Scales saturate at 448 (e4m3).",
+    .notes = "The 8-bit query and the FP8 product of the paper's kernel are not modelled: the attention is that of decoded rows. The official configuration for accuracy runs has scale=bf16, the stored 4-bit cache e4m3, the default here. A trained file has "
+             "tensors layer<l>.k_factors. A group whose largest magnitude over 7 is below 2^-10 gets scale 0 and decodes to zeros. Scales saturate at 448 (e4m3). Decoded rows stay float32.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<side_decode<Params, side_layout>>,
     .prefill_plan = typed<side_prefill<Params, side_layout>>, .open = typed<open>, .open_side = typed<open_side>, .side_layout = typed<side_layout>,
 };

@@ -15,6 +15,8 @@
 #include "reference/primitives/plans.hpp"
 #include "reference/primitives/residual_store.hpp"
 #include "reference/primitives/side_cache.hpp"
+#include "reference/primitives/sides.hpp"
+#include "reference/primitives/trained.hpp"
 
 namespace kvatlas::methods {
 namespace {
@@ -141,13 +143,7 @@ SideLayout side_layout(const Params&, const LayerClass&, Side, Dtype, Tokens) {
   return {.format = {.kind = CodeKind::fp8, .bits = 8}};
 }
 
-std::optional<std::string> why_not(const Params&, const CacheShape& shape) {
-  for (const LayerClass& c : shape.classes) {
-    if (c.kind == RowKind::pooled) return std::string("a layer keeps pooled rows, must keep keys and values or latent rows");
-    if (c.index_bytes > 0) return cat("a layer keeps index rows of ", c.index_bytes, " bytes a token, must keep none: fp8_kv codes keys, values and latent rows alone");
-  }
-  return std::nullopt;
-}
+std::optional<std::string> why_not(const Params&, const CacheShape& shape) { return why_not_sides("fp8_kv", shape); }
 
 Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) {
   Ledger ledger;
@@ -155,7 +151,8 @@ Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h
     if (c.kind != RowKind::kv && c.kind != RowKind::latent) continue;
     const std::int64_t rows = c.visible(h.tokens()).value * c.kv_heads * c.count() * h.sequences;
     const bool per_head = p.granularity == Granularity::head;
-    const Bytes scale(std::int64_t{4} * c.count() * (per_head ? c.kv_heads : 1));  // whatever the number of sequences
+    // Sequences share given scales; what a first call calibrates is its sequence's own.
+    const Bytes scale(std::int64_t{4} * c.count() * (per_head ? c.kv_heads : 1) * (p.calibrate ? h.sequences : 1));
     const Scope scope = per_head ? Scope::head : Scope::layer;
     ledger.add("codes", Side::key, Scope::token, Bytes(rows * c.k_dim));
     ledger.add("scales", Side::key, scope, scale);
@@ -180,21 +177,17 @@ Plan prefill_plan(const Params& p, const CacheShape& shape, const History& h, co
 
 std::unique_ptr<SideStore> make_side(const Params& p, const LayerClass& c, Side side, Dtype dtype, std::vector<float> scales) {
   return std::make_unique<CodedStore>(
-      dtype, std::make_unique<Fp8Coder>(p, c.kv_heads, side == Side::key ? c.k_dim : c.v_dim, side, std::move(scales)));
+      dtype, std::make_unique<Fp8Coder>(p, c.kv_heads, dim_of(c, side), side, std::move(scales)));
 }
 
 std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, Side side, Dtype dtype) { return make_side(p, c, side, dtype, {}); }
 
 /// "layer<l>.k_scale" and "layer<l>.v_scale" of a calibrated checkpoint: one scale, or one a kv head with granularity=head.
 std::vector<float> calibrated(const Params& p, const TensorMap& file, const LayerClass& c, int layer, Side side) {
-  const std::string name = cat("layer", layer, side == Side::key ? ".k_scale" : ".v_scale");
-  const auto found = file.find(name);
-  if (found == file.end()) throw InvalidArgument(cat("trained file has no tensor \"", name, "\""));
-  const std::vector<float>& scales = found->second.values;
-  const std::size_t want = p.granularity == Granularity::head ? static_cast<std::size_t>(c.kv_heads) : 1;
-  if (scales.size() != want) throw InvalidArgument(cat("tensor \"", name, "\" has ", scales.size(), " scales, must have ", want));
+  const char* part = side == Side::key ? "k_scale" : "v_scale";
+  const std::vector<float>& scales = trained_values(file, layer, part, p.granularity == Granularity::head ? c.kv_heads : 1);
   for (const float s : scales)
-    if (!std::isfinite(s) || s <= 0) throw InvalidArgument(cat("tensor \"", name, "\" holds ", s, ", must be finite and above 0"));
+    if (s <= 0) throw InvalidArgument(cat("tensor \"", trained_name(layer, part), "\" holds ", s, ", must be above 0"));
   return scales;
 }
 
@@ -223,7 +216,7 @@ extern constinit const Method fp8_kv{
                 .cuda_graphs = {Works::yes, ""}, .tensor_parallelism = {Works::yes, ""}, .speculation = {Works::yes, ""},
                 .multi_turn = {Works::yes, ""}},
     .notes = "Loaded values are rounded to the dtype of the cache, as a 16-bit attention kernel takes them; kernels that compute in FP8 "
-             "and fold the scales into logits and output differ by that rounding. Scales take 4 bytes a layer or kv head and side; a trained file (tensors layer<l>.k_scale and "
+             "and fold the scales into logits and output differ by that rounding. Scales take 4 bytes a layer or kv head and side, with calibrate=true for each sequence; a trained file (tensors layer<l>.k_scale and "
              "layer<l>.v_scale) overrides parameters and calibration. "
              "The paper is that of the formats; engines document the cache.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,

@@ -1,5 +1,5 @@
 // fp8_pth: one E4M3 byte a value and one float32 scale for each token and kv head.
-// Source    sheet fp8_pth; vLLM's dynamic per-token-head cache: scale = max(absmax / 448, 1e-6), code = E4M3(x * (1 / scale))
+// Source    vLLM's dynamic per-token-head cache: scale = max(absmax / 448, 1e-6), code = E4M3(x * (1 / scale))
 // Keeps     every token; keys after RoPE; a token is coded before its own step attends
 // Deviates  nowhere
 #include <array>
@@ -23,10 +23,10 @@ struct Params {
   }
 };
 
-std::optional<std::string> why_not(const Params&, const CacheShape& shape) { return why_not_records("fp8_pth", shape); }
+std::optional<std::string> why_not(const Params&, const CacheShape& shape) { return why_not_sides("fp8_pth", shape); }
 
 RecordLayout layout(const Params&, const LayerClass& c, Side side) {
-  const int dim = width_of(c, side);
+  const int dim = dim_of(c, side);
   return {.parts = {{"codes", dim, Scope::token}, {"scales", 4, Scope::group}},  // float32
           .format = {.kind = CodeKind::fp8, .bits = 8, .axis = GroupAxis::channels, .group_size = dim, .group_bits = 32}};
 }
@@ -38,7 +38,7 @@ std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, 
   const auto decode = e4m3 ? &num::decode_e4m3 : &num::decode_e5m2;
   const float top = e4m3 ? 448.0F : 57344.0F;
   return std::make_unique<RecordStore>(
-      c.kv_heads, width_of(c, side), side, dtype, layout(p, c, side),
+      c.kv_heads, dim_of(c, side), side, dtype, layout(p, c, side),
       RecordCodec{.encode = [=](const RecordPlace&, View<const float> rows, std::span<std::byte> record) {
                     const auto row = rows.row(0);
                     float largest = 0;
@@ -55,18 +55,17 @@ std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, 
                   }});
 }
 
-constexpr Compat kCompat[] = {{"format=e5m2", "not released: the scale leaves E4M3 enough range; for comparison"}};
-
 }  // namespace
 
 extern constinit const Method fp8_pth{
     .slug = "fp8_pth", .name = "FP8 per token and head", .family = Family::quantization,
     .paper = {.title = "FP8 Formats for Deep Learning", .url = "https://arxiv.org/abs/2209.05433", .year = 2022},
-    .params = specs<Params>, .compat = kCompat,
+    .params = specs<Params>,
     .serving = {.prefix_cache = {Works::yes, ""}, .paged_cache = {Works::yes, "scales lie beside the page"}, .chunked_prefill = {Works::yes, ""},
                 .cuda_graphs = {Works::yes, ""}, .tensor_parallelism = {Works::yes, "heads are independent"},
                 .speculation = {Works::yes, ""}, .multi_turn = {Works::yes, ""}},
-    .notes = "The paper is that of the number format; the engine documents the cache. Decoded values are rounded to the dtype of the cache, as a 16-bit "
+    .notes = "The paper is that of the number format; the engine documents the cache and stores E4M3 alone: format=e5m2 is for comparison. That scales are per head is known "
+             "from a test file of the engine and from third-party descriptions. Decoded values are rounded to the dtype of the cache, as a 16-bit "
              "attention kernel takes them.",
     .why_not = typed<why_not>, .ledger_formula = typed<Faces::ledger_formula>, .decode_plan = typed<Faces::decode_plan>,
     .prefill_plan = typed<Faces::prefill_plan>, .open = typed<open_sides<Params, open_side>>, .open_side = typed<open_side>,

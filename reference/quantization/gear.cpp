@@ -57,7 +57,7 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
   for (const LayerClass& c : shape.classes)
     if (c.kind == RowKind::kv && p.backbone == Backbone::kivi && c.v_dim % p.group_size != 0)
       return cat("group_size is ", p.group_size, ", must divide head_dim (", c.v_dim, ")");
-  return why_not_sides(shape, "gear");
+  return why_not_sides("gear", shape, kWholeRows);
 }
 
 gear_parts::Settings settings(const Params& p, const LayerClass& c, int layer, Side side, std::uint64_t seed) {
@@ -192,10 +192,10 @@ extern constinit const Method gear{
                 .speculation = {Works::partly, "tokens can be taken back until the next buffer is full"},
                 .multi_turn = {Works::yes, ""}},
     .notes = "Outliers are the sparsity/2 largest and smallest values of a vector (a key channel over the rows coded together, a value row "
-             "over all heads); ties: lowest index. They are replaced by the vector's mean before the rest is coded. Scales and minima are "
+             "over all heads), at most half of it, so sparsity runs from 0 to 0.5; ties: lowest index. They are replaced by the vector's mean before the rest is coded. Scales and minima are "
              "fp16, as the paper counts them. With outliers the released simulation gives a scale bits^2 - 1 steps, at 3 bits one more than codes can "
              "name: not offered. At `buffer` rows sparsity/2 of a key channel can round to none. The fused path of the released code has no "
-             "outliers and scrambles the key error before it is factored; that is not offered.",
+             "outliers and scrambles the key error before it is factored; that is not offered. Decoded rows stay float32.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>, .open_side = typed<open_side>,
     .side_layout = typed<side_layout>,

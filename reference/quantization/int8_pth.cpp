@@ -1,5 +1,5 @@
 // int8_pth: one signed byte a value and one float32 scale for each token and kv head.
-// Source    sheet int8_pth; vLLM's dynamic per-token-head cache: scale = max(absmax / 127, 1e-6), code = x * (1 / scale)
+// Source    vLLM's dynamic per-token-head cache: scale = max(absmax / 127, 1e-6), code = x * (1 / scale)
 // Keeps     every token; keys after RoPE; a token is coded before its own step attends
 // Deviates  codes round to nearest even; the released store truncates toward zero (rounding=truncate)
 #include <array>
@@ -9,6 +9,7 @@
 #include "reference/primitives/plans.hpp"
 #include "reference/primitives/residual_store.hpp"
 #include "reference/primitives/side_cache.hpp"
+#include "reference/primitives/sides.hpp"
 
 namespace kvatlas::methods {
 namespace {
@@ -30,16 +31,10 @@ GroupQuantizer quantizer(const Params& p, int dim) {
           .reciprocal = true};
 }
 
-std::optional<std::string> why_not(const Params&, const CacheShape& shape) {
-  for (const LayerClass& c : shape.classes) {
-    if (c.kind == RowKind::pooled) return std::string("a layer keeps pooled rows, must keep keys and values or latent rows");
-    if (c.index_bytes > 0) return cat("a layer keeps index rows of ", c.index_bytes, " bytes a token, must keep none: int8_pth codes keys, values and latent rows alone");
-  }
-  return std::nullopt;
-}
+std::optional<std::string> why_not(const Params&, const CacheShape& shape) { return why_not_sides("int8_pth", shape); }
 
 SideLayout side_layout(const Params& p, const LayerClass& c, Side side, Dtype, Tokens) {
-  return {.format = quantizer(p, side == Side::key ? c.k_dim : c.v_dim).format()};
+  return {.format = quantizer(p, dim_of(c, side)).format()};
 }
 
 Ledger ledger_formula(const Params&, const CacheShape& shape, const History& h, const ContentCounts&) {
@@ -49,7 +44,7 @@ Ledger ledger_formula(const Params&, const CacheShape& shape, const History& h, 
     const std::int64_t rows = c.visible(h.tokens()).value * c.kv_heads * c.count() * h.sequences;
     for (const Side side : {Side::key, Side::value}) {
       if (side == Side::value && c.kind == RowKind::latent) continue;
-      ledger.add("codes", side, Scope::token, Bytes(rows * (side == Side::key ? c.k_dim : c.v_dim)));
+      ledger.add("codes", side, Scope::token, Bytes(rows * (dim_of(c, side))));
       ledger.add("scales", side, Scope::group, Bytes(rows * 4));  // float32
     }
   }
@@ -69,7 +64,7 @@ Plan prefill_plan(const Params& p, const CacheShape& shape, const History& h, co
 }
 
 std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, Side side, Dtype dtype) {
-  const int dim = side == Side::key ? c.k_dim : c.v_dim;
+  const int dim = dim_of(c, side);
   return std::make_unique<CodedStore>(dtype, std::make_unique<GroupCoder>(c.kv_heads, dim, side, quantizer(p, dim)));
 }
 

@@ -12,6 +12,7 @@
 #include "reference/primitives/plans.hpp"
 #include "reference/primitives/residual_store.hpp"
 #include "reference/primitives/side_cache.hpp"
+#include "reference/primitives/sides.hpp"
 
 namespace kvatlas::methods {
 namespace {
@@ -35,16 +36,9 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
     return cat("group_size is ", p.group_size, ", must be a multiple of ", 32 / p.bits, " at ", p.bits, " bits: a group fills 32-bit words");
   if (p.residual_window.value % p.group_size != 0)
     return cat("residual_window is ", p.residual_window.value, ", must be a multiple of group_size (", p.group_size, ")");
-  for (const LayerClass& c : shape.classes) {
-    if (c.kind == RowKind::latent || c.kind == RowKind::pooled)
-      return cat("a layer keeps ", c.kind == RowKind::latent ? "latent" : "pooled", " rows, must keep keys and values: kivi codes them along different axes");
-    if (c.kind != RowKind::kv) continue;
-    if (c.index_bytes > 0) return cat("a layer keeps index rows of ", c.index_bytes, " bytes a token, must keep none: kivi codes keys and values alone");
-    if (c.window.value > 0)
-      return cat("a layer has a sliding window of ", c.window.value, " tokens, must have none: a key group leaves as a whole");
-    if (c.v_dim % p.group_size != 0) return cat("group_size is ", p.group_size, ", must divide head_dim (", c.v_dim, ")");
-  }
-  return std::nullopt;
+  for (const LayerClass& c : shape.classes)
+    if (c.kind == RowKind::kv && c.v_dim % p.group_size != 0) return cat("group_size is ", p.group_size, ", must divide head_dim (", c.v_dim, ")");
+  return why_not_sides("kivi", shape, kWholeRows);
 }
 
 /// Keys are flushed when residual_window of them wait; a prompt leaves its remainder. Values are coded one by one.
@@ -67,7 +61,7 @@ Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h
     if (c.kind != RowKind::kv) continue;
     for (const Side side : {Side::key, Side::value}) {
       const Tokens coded = coded_rows(p, side, h.tokens());
-      const std::int64_t width = std::int64_t{c.count()} * c.kv_heads * h.sequences * (side == Side::key ? c.k_dim : c.v_dim);
+      const std::int64_t width = std::int64_t{c.count()} * c.kv_heads * h.sequences * (dim_of(c, side));
       const std::int64_t groups = coded.value * width / p.group_size;
       ledger.add("codes", side, Scope::token, to_bytes_ceil(coded.value * width * Bits(p.bits)));
       ledger.add("scales", side, Scope::group, Bytes(groups * 2));  // fp16
@@ -99,7 +93,7 @@ Plan released_decode_plan(const Params& p, const CacheShape& shape, const Histor
     if (c.kind != RowKind::kv) continue;
     const std::int64_t heads = std::int64_t{h.sequences} * c.kv_heads;
     for (const Side side : {Side::key, Side::value}) {
-      const int width = side == Side::key ? c.k_dim : c.v_dim;
+      const int width = dim_of(c, side);
       const SideLayout l = side_layout(p, c, side, shape.dtype, h.tokens());
       const std::int64_t packed = l.format.bytes((h.tokens() - l.plain).value, width).value;
       plan.add(kernels::Copy{.segments = heads, .bytes = packed}.call(c.count()));
@@ -111,7 +105,7 @@ Plan released_decode_plan(const Params& p, const CacheShape& shape, const Histor
 }
 
 std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, Side side, Dtype dtype) {
-  return std::make_unique<ResidualStore>(c.kv_heads, side == Side::key ? c.k_dim : c.v_dim, side, dtype, quantizer(p, side),
+  return std::make_unique<ResidualStore>(c.kv_heads, dim_of(c, side), side, dtype, quantizer(p, side),
                                          [p, side](Tokens rows) { return coded_rows(p, side, rows); });
 }
 

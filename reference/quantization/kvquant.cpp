@@ -14,6 +14,7 @@
 #include "reference/method.hpp"
 #include "reference/primitives/residual_store.hpp"
 #include "reference/primitives/side_method.hpp"
+#include "reference/primitives/trained.hpp"
 #include "reference/quantization/kvquant/coder.hpp"
 
 namespace kvatlas::methods {
@@ -59,7 +60,7 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
         return cat("a token has ", s.hidden(), " channels, must have at most 65536 for indices of 16 bits; storage=released has 32");
     }
   }
-  return why_not_sides(shape, "kvquant");
+  return why_not_sides("kvquant", shape, kWholeRows);
 }
 
 Tokens coded_rows(const Params& p, Tokens rows) { return std::max(Tokens(0), rows - p.sinks); }
@@ -140,15 +141,8 @@ std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int l
 /// Tensors layer<l>.k_lower, k_upper [kv_heads * head_dim], k_codebook, v_codebook [2^bits] ascending, and with q_norm
 /// k_norm, v_norm [2]: scale and offset.
 kvquant_parts::Tables tables_of(const Params& p, const TensorMap& file, const LayerClass& c, int layer, Side side) {
-  const auto tensor = [&](const char* what, std::size_t count) -> std::vector<float> {
-    const std::string name = cat("layer", layer, side == Side::key ? ".k_" : ".v_", what);
-    const auto found = file.find(name);
-    if (found == file.end()) throw InvalidArgument(cat("trained file has no tensor \"", name, "\""));
-    if (found->second.values.size() != count)
-      throw InvalidArgument(cat("tensor \"", name, "\" has ", found->second.values.size(), " values, must have ", count));
-    for (const float f : found->second.values)
-      if (!num::is_finite(f)) throw InvalidArgument(cat("tensor \"", name, "\" must be finite"));
-    return found->second.values;
+  const auto tensor = [&](const char* what, std::size_t count) {
+    return trained_values(file, layer, cat(side == Side::key ? "k_" : "v_", what), static_cast<std::int64_t>(count));
   };
   kvquant_parts::Tables t;
   t.codebook = tensor("codebook", std::size_t{1} << p.bits);
@@ -199,7 +193,8 @@ extern constinit const Method kvquant{
              "v_norm); without one they are fitted to the rows that are coded first. An outlier key is coded like the others and its list entry holds "
              "what is missing; candidates within the thresholds keep their entry with value 0. Ties: lower channel. Thresholds and, in paper storage, "
              "ranges and outliers are fp16. A channel whose thresholds are equal decodes to them (the released uniform path: to 0). "
-             "Prompts no longer than `sinks` calibrate on the first coded token alone. Positions must be 0, 1, 2, ...",
+             "The fit starts by k-means++ with draws from Philox (released: scikit-learn, seed 0). Sinks are kept before RoPE like all keys (released: after it). Decoded rows stay float32 until "
+             "keys are rotated. Prompts no longer than `sinks` calibrate on the first coded token alone. Positions must be 0, 1, 2, ...",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<side_prefill<Params, side_layout>>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>,
     .open_side = typed<open_side>, .side_layout = typed<side_layout>,

@@ -44,14 +44,14 @@ std::optional<std::string> why_not(const Params&, const CacheShape& shape) {
     for (const int dim : {c.k_dim, c.kind == RowKind::kv ? c.v_dim : c.k_dim})
       if (dim % 32 != 0) return cat("head_dim is ", dim, ", must be a multiple of 32: a block has 32 values");
   }
-  return why_not_records("llamacpp_kv", shape);
+  return why_not_sides("llamacpp_kv", shape);
 }
 
 RecordLayout layout(const Params& p, const LayerClass& c, Side side) {
   const num::GgmlShape block = num::ggml_shape(type_of(p, side));
   const bool minimum = type_of(p, side) == GgmlType::q4_1 || type_of(p, side) == GgmlType::q5_1;
   const int metadata = minimum ? 32 : 16;
-  return {.parts = {{"blocks", std::int64_t{width_of(c, side)} / block.values * block.bytes, Scope::token}},
+  return {.parts = {{"blocks", std::int64_t{dim_of(c, side)} / block.values * block.bytes, Scope::token}},
           .format = {.kind = type_of(p, side) == GgmlType::iq4_nl ? CodeKind::table : CodeKind::integer,
                      .bits = (8 * block.bytes - metadata) / block.values, .axis = GroupAxis::channels,
                      .group_size = block.values, .group_bits = metadata}};
@@ -65,9 +65,9 @@ Plan released_decode_plan(const Params& p, const CacheShape& shape, const Histor
   for (const LayerClass& c : shape.classes) {
     if (c.kind != RowKind::kv && c.kind != RowKind::latent) continue;
     for (const Side side : {Side::key, Side::value}) {
-      const int block = rotation_block(p, side, width_of(c, side));
+      const int block = rotation_block(p, side, dim_of(c, side));
       if (block > 0 && (side == Side::key || c.kind == RowKind::kv))
-        for (const int heads : {c.q_heads, c.kv_heads}) add_rotation(plan, c, shape.dtype, h, heads, width_of(c, side), block);
+        for (const int heads : {c.q_heads, c.kv_heads}) add_rotation(plan, c, shape.dtype, h, heads, dim_of(c, side), block);
     }
   }
   return plan;
@@ -75,9 +75,9 @@ Plan released_decode_plan(const Params& p, const CacheShape& shape, const Histor
 
 std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, Side side, Dtype dtype) {
   const GgmlType type = type_of(p, side);
-  const int rotated = rotation_block(p, side, width_of(c, side));
+  const int rotated = rotation_block(p, side, dim_of(c, side));
   return std::make_unique<RecordStore>(
-      c.kv_heads, width_of(c, side), side, dtype, layout(p, c, side),
+      c.kv_heads, dim_of(c, side), side, dtype, layout(p, c, side),
       RecordCodec{.encode = [=](const RecordPlace&, View<const float> rows, std::span<std::byte> record) {
                     const auto from = rows.row(0);
                     std::vector<float> row(from.begin(), from.end());

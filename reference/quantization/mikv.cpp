@@ -48,7 +48,7 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
     for (const int dim : {c.k_dim, c.v_dim})
       if (dim % p.group_size != 0) return cat("group_size is ", p.group_size, ", must divide head_dim (", dim, ")");
   }
-  return why_not_sides(shape, "mikv");
+  return why_not_sides("mikv", shape, kWholeRows);
 }
 
 GroupQuantizer quantizer(const Params& p) {
@@ -397,7 +397,8 @@ extern constinit const Method mikv{
     .exact_when = "importance=1",
     .notes = "Codes are min-max per group of a token's channels with fp16 scale and minimum. A demoted token never comes back. Importance is attention mass, "
              "summed over the query heads of a group in fixed point. The balancer is frozen at the end of the prompt; decoded keys are divided by it, where "
-             "the paper divides queries. Group size, share and the split in halves are our choice where the sources say nothing.",
+             "the paper divides queries. Width (2 bits), group size, share and the split in halves are assumed where the "
+             "sources say nothing. Decoded rows stay float32.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .open = typed<open>,
 };

@@ -38,20 +38,20 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
       if (p.rotation > 0 && dim % p.rotation != 0) return cat("rotation is ", p.rotation, ", must divide head_dim (", dim, ")");
     }
   }
-  return why_not_records("mxfp4", shape);
+  return why_not_sides("mxfp4", shape);
 }
 
 RecordLayout layout(const Params&, const LayerClass& c, Side side) {
-  const int dim = width_of(c, side);
+  const int dim = dim_of(c, side);
   return {.parts = {{"codes", dim / 2, Scope::token}, {"scales", dim / kBlock, Scope::group}},  // E8M0
           .format = {.kind = CodeKind::fp4, .bits = 4, .axis = GroupAxis::channels, .group_size = kBlock, .group_bits = 8}};
 }
 using Faces = RecordFaces<Params, layout>;
 
 std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, Side side, Dtype dtype) {
-  const auto dim = static_cast<std::size_t>(width_of(c, side));
+  const auto dim = static_cast<std::size_t>(dim_of(c, side));
   return std::make_unique<RecordStore>(
-      c.kv_heads, width_of(c, side), side, dtype, layout(p, c, side),
+      c.kv_heads, dim_of(c, side), side, dtype, layout(p, c, side),
       RecordCodec{.encode = [p, dim](const RecordPlace&, View<const float> rows, std::span<std::byte> record) {
                     const auto from = rows.row(0);
                     std::vector<float> row(from.begin(), from.end());

@@ -41,13 +41,14 @@ std::optional<std::string> why_not(const Params&, const CacheShape& shape) {
     for (const int dim : {c.k_dim, c.kind == RowKind::kv ? c.v_dim : c.k_dim})
       if (dim % kBlock != 0) return cat("head_dim is ", dim, ", must be a multiple of ", kBlock, ", the block of NVFP4");
   }
-  return why_not_records("nvfp4_kv", shape);
+  return why_not_sides("nvfp4_kv", shape);
 }
 
-RecordLayout layout(const Params&, const LayerClass& c, Side side) {
-  const int dim = width_of(c, side);
+RecordLayout layout(const Params& p, const LayerClass& c, Side side) {
+  const int dim = dim_of(c, side);
   return {.parts = {{"codes", dim / 2, Scope::token}, {"scales", dim / kBlock, Scope::group}},  // E4M3
           .state = {{"global_scale", 4, Scope::layer}},                                         // float32
+          .own_state = p.calibrate != Calibration::none,
           .format = {.kind = CodeKind::fp4, .bits = 4, .axis = GroupAxis::channels, .group_size = kBlock, .group_bits = 8}};
 }
 using Faces = RecordFaces<Params, layout>;
@@ -103,7 +104,7 @@ std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, 
     if (num::is_finite(scale) && scale > 0) return std::nullopt;
     return cat("global scale is ", scale, ", must be finite and above 0");
   };
-  return std::make_unique<RecordStore>(c.kv_heads, width_of(c, side), side, dtype, layout(p, c, side), std::move(codec));
+  return std::make_unique<RecordStore>(c.kv_heads, dim_of(c, side), side, dtype, layout(p, c, side), std::move(codec));
 }
 
 constexpr Deployable kDeployable[] = {

@@ -36,15 +36,16 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
   for (const LayerClass& c : shape.classes)
     if ((c.kind == RowKind::kv || c.kind == RowKind::latent) && (c.k_dim % 2 != 0 || c.v_dim % 2 != 0))
       return cat("head_dim is ", c.k_dim % 2 != 0 ? c.k_dim : c.v_dim, ", must be even: codes come in pairs");
-  return why_not_records("olive", shape);
+  return why_not_sides("olive", shape);
 }
 
 RecordLayout layout(const Params& p, const LayerClass& c, Side side) {
-  const int dim = width_of(c, side);
+  const int dim = dim_of(c, side);
   RecordLayout l{.parts = {{"codes", dim / 2, Scope::token}},
                  .format = {.kind = CodeKind::table, .bits = 4, .axis = GroupAxis::channels}};
   if (p.scale == Scale::head) {
     l.state.push_back({"scales", std::int64_t{4} * c.kv_heads, Scope::head});
+    l.own_state = true;
   } else {
     l.parts.push_back({"scales", 2, Scope::group});
     l.format.group_size = dim;
@@ -179,7 +180,7 @@ std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, 
       return std::nullopt;
     };
   }
-  return std::make_unique<RecordStore>(c.kv_heads, width_of(c, side), side, dtype, layout(p, c, side), std::move(codec));
+  return std::make_unique<RecordStore>(c.kv_heads, dim_of(c, side), side, dtype, layout(p, c, side), std::move(codec));
 }
 
 }  // namespace
@@ -192,7 +193,7 @@ extern constinit const Method olive{
                 .chunked_prefill = {Works::partly, "scale=head is taken from the first chunk alone"},
                 .cuda_graphs = {Works::yes, ""}, .tensor_parallelism = {Works::yes, "heads are independent"},
                 .speculation = {Works::yes, ""}, .multi_turn = {Works::yes, ""}},
-    .notes = "The paper quantizes weights and activations; no released code codes a cache, so layout and scale per head or token are ours. The bit pattern of an outlier (sign, exponent, "
+    .notes = "The paper quantizes weights and activations; no released code codes a cache, so layout, scale per head or token and the search over a first call are ours; 3 deviations, 50 % to 150 % are assumed. The bit pattern of an outlier (sign, exponent, "
              "mantissa; exponent and mantissa 0 unused) follows the paper, the released code simulates values alone. The scale search takes the first call of a layer as calibration data. "
              "Decoded values are rounded to the dtype of the cache.",
     .why_not = typed<why_not>, .ledger_formula = typed<Faces::ledger_formula>, .decode_plan = typed<Faces::decode_plan>,

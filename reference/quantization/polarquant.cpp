@@ -29,7 +29,7 @@ std::optional<std::string> why_not(const Params&, const CacheShape& shape) {
     for (const int dim : {c.k_dim, c.kind == RowKind::kv ? c.v_dim : c.k_dim})
       if (dim % static_cast<int>(kBlock) != 0) return cat("head_dim is ", dim, ", must be a multiple of ", kBlock, ", the channels under one radius");
   }
-  return why_not_records("polarquant", shape);
+  return why_not_sides("polarquant", shape);
 }
 
 /// Angles of level 1 (4 bits) fill dim / 4 bytes; those of levels 2, 3 and 4 (2 bits) follow as one stream.
@@ -37,7 +37,7 @@ std::int64_t first_bytes(int dim) { return dim / 4; }
 std::int64_t code_bytes(int dim) { return first_bytes(dim) + num::packed_bytes(std::int64_t{dim} * 7 / 16, 2).value; }
 
 RecordLayout layout(const Params&, const LayerClass& c, Side side) {
-  const int dim = width_of(c, side);
+  const int dim = dim_of(c, side);
   return {.parts = {{"codes", code_bytes(dim), Scope::token}, {"radii", dim / 8, Scope::group}},  // fp16, one in 16 channels
           .format = {.kind = CodeKind::table, .bits = 3, .axis = GroupAxis::channels, .group_size = static_cast<int>(kBlock), .group_bits = 14}};
 }
@@ -64,6 +64,7 @@ constexpr std::array<std::array<Direction, 3>, 3> kBetween{{
 
 /// The bin of angle (x, y) among sixteen; (0, 0) has angle 0. No angle is ever formed: edges are compared as products.
 std::uint8_t sector(float x, float y) {
+  if (x == 0.0F && y == 0.0F) return 0;
   unsigned quadrant = 0;
   if (x > 0.0F && y >= 0.0F) {
     quadrant = 0;
@@ -140,9 +141,9 @@ void decode(View<const float> rotation, std::span<const std::byte> record, std::
 }
 
 std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, Side side, Dtype dtype) {
-  const auto rotation = std::make_shared<const Array>(random_rotation(width_of(c, side), {.seed = static_cast<std::uint64_t>(p.seed)}));
+  const auto rotation = std::make_shared<const Array>(random_rotation(dim_of(c, side), {.seed = static_cast<std::uint64_t>(p.seed)}));
   return std::make_unique<RecordStore>(
-      c.kv_heads, width_of(c, side), side, dtype, layout(p, c, side),
+      c.kv_heads, dim_of(c, side), side, dtype, layout(p, c, side),
       RecordCodec{.encode = [rotation](const RecordPlace&, View<const float> rows, std::span<std::byte> record) { encode(rotation->view(), rows.row(0), record); },
                   .decode = [rotation](const RecordPlace&, std::span<const std::byte> record, View<float> rows) { decode(rotation->view(), record, rows.row(0)); }});
 }

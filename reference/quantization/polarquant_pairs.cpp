@@ -50,9 +50,11 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
   for (const LayerClass& c : shape.classes) {
     if (c.kind != RowKind::kv) continue;
     if (c.k_dim % 2 != 0) return cat("head_dim is ", c.k_dim, ", must be even: channels come in pairs");
+    if (c.rope.rotary_dim != 0 && c.rope.rotary_dim != c.k_dim)
+      return cat("rotary_dim is ", c.rope.rotary_dim, " of ", c.k_dim, ", must be the whole head or 0: pairs of channels are those that RoPE turns together");
     if (!plain_values(p) && c.v_dim % p.v_group_size != 0) return cat("v_group_size is ", p.v_group_size, ", must divide head_dim (", c.v_dim, ")");
   }
-  return why_not_records("polarquant_pairs", shape, {.latent = false, .window = false});
+  return why_not_sides("polarquant_pairs", shape, kWholeRows);
 }
 
 RecordLayout key_layout(const Params& p, const LayerClass& c) {

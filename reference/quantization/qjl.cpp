@@ -69,7 +69,7 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
     if (c.k_dim < p.outlier_channels) return cat("outlier_channels is ", p.outlier_channels, ", must be at most head_dim (", c.k_dim, ")");
     if (c.v_dim % p.v_group_size != 0) return cat("v_group_size is ", p.v_group_size, ", must divide head_dim (", c.v_dim, ")");
   }
-  return why_not_records("qjl", shape, {.latent = false, .window = false});
+  return why_not_sides("qjl", shape, kWholeRows);
 }
 
 RecordLayout key_layout(const Params& p, const LayerClass& c, bool first) {

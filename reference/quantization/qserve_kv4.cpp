@@ -37,11 +37,11 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
   for (const LayerClass& c : shape.classes)
     if (p.bits == 4 && (c.kind == RowKind::kv || c.kind == RowKind::latent) && (c.k_dim % 2 != 0 || c.v_dim % 2 != 0))
       return cat("head_dim is ", c.k_dim % 2 != 0 ? c.k_dim : c.v_dim, ", must be even at 4 bits");
-  return why_not_records("qserve_kv4", shape);
+  return why_not_sides("qserve_kv4", shape);
 }
 
 RecordLayout layout(const Params& p, const LayerClass& c, Side side) {
-  const int dim = width_of(c, side);
+  const int dim = dim_of(c, side);
   RecordLayout l{.parts = {{"codes", dim * p.bits / 8, Scope::token}, {"scales", 2, Scope::group}},
                  .format = {.kind = CodeKind::integer, .bits = p.bits, .axis = GroupAxis::channels, .group_size = dim,
                             .group_bits = p.zeros ? 32 : 16}};
@@ -99,7 +99,8 @@ void decode(const Params& p, std::span<const std::byte> record, View<float> rows
   const float scale = get_fp16(record, code_bytes);
   if (p.zeros) {
     const float zero = get_fp16(record, code_bytes + 2);
-    const float offset = scale == 0.0F ? zero : fp16(-scale * zero);  // scale 0: the zero field holds the value itself
+    // Scale 0: the zero field holds the value itself. Elsewhere the product is about the lowest value, which rounding can carry beyond fp16.
+    const float offset = scale == 0.0F ? zero : fp16(num::clamp(-scale * zero, -65504.0F, 65504.0F));
     for (std::size_t i = 0; i < row.size(); ++i) row[i] = num::fma(static_cast<float>(codes[i]), scale, offset);
   } else {
     const int half = 1 << (p.bits - 1);
@@ -109,7 +110,7 @@ void decode(const Params& p, std::span<const std::byte> record, View<float> rows
 
 std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, Side side, Dtype dtype) {
   return std::make_unique<RecordStore>(
-      c.kv_heads, width_of(c, side), side, dtype, layout(p, c, side),
+      c.kv_heads, dim_of(c, side), side, dtype, layout(p, c, side),
       RecordCodec{.encode = [p](const RecordPlace&, View<const float> rows, std::span<std::byte> record) { encode(p, rows, record); },
                   .decode = [p](const RecordPlace&, std::span<const std::byte> record, View<float> rows) { decode(p, record, rows); }});
 }
@@ -131,7 +132,7 @@ extern constinit const Method qserve_kv4{
                 .speculation = {Works::yes, ""}, .multi_turn = {Works::yes, ""}},
     .notes = "SmoothAttention, a scaling of channels that is folded into the weights, is not applied: hand in keys and queries of a smoothed model. Inputs are rounded to "
              "fp16, saturating at 65504. A row of equal values stores scale 0 and the value itself in the zero field. Symmetric codes (zeros=false) are two's complement. "
-             "Rows are coded as they come, so the prompt attends to coded rows. Decoded values are rounded to the dtype of the cache.",
+             "The offset -scale * zero saturates at 65504 when it is decoded (released: infinity). Rows are coded as they come, so the prompt attends to coded rows. Decoded values are rounded to the dtype of the cache.",
     .why_not = typed<why_not>, .ledger_formula = typed<Faces::ledger_formula>, .decode_plan = typed<Faces::decode_plan>,
     .prefill_plan = typed<Faces::prefill_plan>, .open = typed<open_sides<Params, open_side>>, .open_side = typed<open_side>,
     .side_layout = typed<Faces::side_layout>,

@@ -15,10 +15,12 @@
 #include "core/kernels/attention.hpp"
 #include "core/kernels/store.hpp"
 #include "reference/method.hpp"
+#include "reference/primitives/numbers.hpp"
 #include "reference/primitives/residual_store.hpp"
 #include "reference/primitives/rotation.hpp"
 #include "reference/primitives/selection.hpp"
 #include "reference/primitives/side_method.hpp"
+#include "reference/primitives/trained.hpp"
 
 namespace kvatlas::methods {
 namespace {
@@ -57,7 +59,7 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
     for (const int dim : {c.k_dim, c.v_dim})
       if (dim % p.group_size != 0) return cat("group_size is ", p.group_size, ", must divide head_dim (", dim, ")");
   }
-  return why_not_sides(shape, "rotatekv");
+  return why_not_sides("rotatekv", shape, kWholeRows);
 }
 
 GroupQuantizer quantizer(const Params& p) {
@@ -138,10 +140,8 @@ class Coder final : public RowCoder {
     add("scales", Scope::group, "scales", codes_.scales());
     add("zeros", Scope::group, "zeros", codes_.zeros());
     std::vector<std::byte> tokens, order;
-    for (const std::uint32_t t : plain_tokens_)
-      for (int b = 0; b < 4; ++b) tokens.push_back(static_cast<std::byte>((t >> (8 * b)) & 0xFFU));
-    for (const std::uint16_t c : order_)
-      for (int b = 0; b < 2; ++b) order.push_back(static_cast<std::byte>((c >> (8 * b)) & 0xFF));
+    for (const std::uint32_t t : plain_tokens_) append_whole(tokens, t, 4);
+    for (const std::uint16_t c : order_) append_whole(order, c, 2);
     add("sink_rows", Scope::sequence, "sink_rows", plain_);
     add("sink_rows", Scope::sequence, "sink_tokens", tokens);
     if (side_ == Side::key) add("order", Scope::layer, "order", order);
@@ -153,9 +153,7 @@ class Coder final : public RowCoder {
     codes_.load(find("codes"), find("scales"), find("zeros"), 0);
     plain_ = find("sink_rows");
     const auto& tokens = find("sink_tokens");
-    for (std::size_t i = 0; i + 3 < tokens.size(); i += 4)
-      plain_tokens_.push_back(std::to_integer<std::uint32_t>(tokens[i]) | std::to_integer<std::uint32_t>(tokens[i + 1]) << 8 |
-                              std::to_integer<std::uint32_t>(tokens[i + 2]) << 16 | std::to_integer<std::uint32_t>(tokens[i + 3]) << 24);
+    for (std::int64_t i = 0; i < static_cast<std::int64_t>(tokens.size()) / 4; ++i) plain_tokens_.push_back(static_cast<std::uint32_t>(whole_at(tokens, i, 4)));
     const std::size_t row = static_cast<std::size_t>(kv_heads_ * dim_ * bytes_of(dtype_));
     const bool ascending = std::ranges::adjacent_find(plain_tokens_, [](std::uint32_t a, std::uint32_t b) { return a >= b; }) == plain_tokens_.end();
     if (tokens.size() % 4 != 0 || plain_.size() != plain_tokens_.size() * row || !ascending ||
@@ -167,7 +165,7 @@ class Coder final : public RowCoder {
     std::vector<bool> seen(channels);
     bool whole = order.size() == 2 * channels;
     for (std::size_t i = 0; whole && i < channels; ++i) {
-      const auto c = static_cast<std::size_t>(std::to_integer<int>(order[2 * i]) | std::to_integer<int>(order[2 * i + 1]) << 8);
+      const auto c = static_cast<std::size_t>(whole_at(order, static_cast<std::int64_t>(i), 2));
       whole = c < channels && !seen[c];
       if (!whole) break;
       seen[c] = true;
@@ -176,7 +174,11 @@ class Coder final : public RowCoder {
     if (!whole) throw InvalidArgument(cat("buffer ", prefix, "order must name each of ", channels, " channels once"));
   }
   std::unique_ptr<RowCoder> fresh() const override { return std::make_unique<Coder>(p_, kv_heads_, dim_, side_, dtype_, given_); }
-  void count(ContentCounts& counts) const override { counts.add("sink_tokens", side_ == Side::key ? static_cast<std::int64_t>(plain_tokens_.size()) : 0); }
+  void count(ContentCounts& counts) const override {
+    const auto tokens = static_cast<std::int64_t>(plain_tokens_.size());
+    counts.add(side_ == Side::key ? "k_sinks" : "v_sinks", tokens);
+    counts.add(side_ == Side::key ? "k_sink_values" : "v_sink_values", tokens * kv_heads_ * dim_);
+  }
 
  private:
   void rotate(std::span<float> token) const {
@@ -207,19 +209,22 @@ class Coder final : public RowCoder {
 
 Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h, const ContentCounts& counts) {
   Ledger ledger;
-  std::int64_t layers = 0;
-  for (const LayerClass& c : shape.classes) layers += c.kind == RowKind::kv ? c.count() : 0;
-  // Layers may choose different tokens; their counts are summed, so classes must be alike where any token stays plain.
-  const std::int64_t sinks = layers > 0 ? counts.get("sink_tokens", 0) : 0;
-  for_sides(shape, h, [&](const LayerClass& c, Side side, std::int64_t width) {
-    const std::int64_t plain = sinks * c.count() / std::max<std::int64_t>(1, layers), token = std::int64_t{c.kv_heads} * dim_of(c, side);
-    const std::int64_t values = h.tokens().value * width - plain * token;
+  const auto sinks = [&](Side side) { return counts.get(side == Side::key ? "k_sinks" : "v_sinks", 0); };
+  const auto plain = [&](Side side) { return counts.get(side == Side::key ? "k_sink_values" : "v_sink_values", 0); };
+  const auto add_coded = [&](Side side, std::int64_t values) {
     ledger.add("codes", side, Scope::token, Bytes(values / p.group_size * quantizer(p).group_bytes()));
     ledger.add("scales", side, Scope::group, Bytes(values / p.group_size * 2));
     ledger.add("zeros", side, Scope::group, Bytes(values / p.group_size * 2));
-    ledger.add("sink_rows", side, Scope::sequence, Bytes(plain * (token * bytes_of(shape.dtype) + 4)));
+  };
+  for_sides(shape, h, [&](const LayerClass&, Side side, std::int64_t width) {
+    add_coded(side, h.tokens().value * width);
     if (side == Side::key) ledger.add("order", side, Scope::layer, Bytes(width * 2));
   });
+  // Layers choose their own tokens: what stays plain is counted over all of them, side by side.
+  for (const Side side : {Side::key, Side::value}) {
+    add_coded(side, -plain(side));
+    ledger.add("sink_rows", side, Scope::sequence, Bytes(plain(side) * bytes_of(shape.dtype) + 4 * sinks(side)));
+  }
   ledger.set_prefill(dense_prompt(shape, h));
   return ledger;
 }
@@ -262,28 +267,13 @@ std::unique_ptr<SideStore> make_side(const Params& p, const LayerClass& c, Side 
 
 std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, Side side, Dtype dtype) { return make_side(p, c, side, dtype, {}); }
 
-/// "layer<l>.k_order" [kv_heads * head_dim]: the rotated channel in each stored place.
-std::vector<std::uint16_t> given_order(const TensorMap& file, const LayerClass& c, int layer) {
-  const std::string name = cat("layer", layer, ".k_order");
-  const auto found = file.find(name);
-  if (found == file.end()) throw InvalidArgument(cat("trained file has no tensor \"", name, "\""));
-  const auto channels = static_cast<std::size_t>(c.kv_heads * c.k_dim);
-  std::vector<std::uint16_t> order;
-  std::vector<bool> seen(channels);
-  for (const float f : found->second.values) {
-    if (!(f >= 0 && f < static_cast<float>(channels)) || f != std::floor(f) || seen[static_cast<std::size_t>(f)]) break;
-    seen[static_cast<std::size_t>(f)] = true;
-    order.push_back(static_cast<std::uint16_t>(f));
-  }
-  if (order.size() != channels || found->second.values.size() != channels)
-    throw InvalidArgument(cat("tensor \"", name, "\" must name each of ", channels, " channels once"));
-  return order;
-}
-
 std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const OpenInputs& inputs) {
   const auto file = inputs.trained != nullptr ? std::make_shared<const TensorMap>(*inputs.trained) : nullptr;
   return std::make_unique<SideCache>(shape, [p, file, dtype = shape.dtype](const LayerClass& c, int layer, Side side) {
-    return make_side(p, c, side, dtype, file && side == Side::key ? given_order(*file, c, layer) : std::vector<std::uint16_t>{});
+    // "layer<l>.k_order" [kv_heads * head_dim]: the rotated channel in each stored place
+    return make_side(p, c, side, dtype,
+                     file && side == Side::key ? trained_channels(*file, layer, "k_order", 1, c.kv_heads * c.k_dim, c.kv_heads * c.k_dim)
+                                               : std::vector<std::uint16_t>{});
   });
 }
 
@@ -304,8 +294,8 @@ extern constinit const Method rotatekv{
                 .speculation = {Works::no, "a rejected token has been coded already"}, .multi_turn = {Works::yes, ""}},
     .data_dependent = true,
     .notes = "Without hidden states no token is found to stay plain, and predictions expect none. Hidden values tie to the earlier token. Groups lie in the permuted order of all "
-             "channels. Layers with fewer kv heads than head_group rotate all of them. Zero points are fp16 and not clamped; codes are made from the "
-             "stored one. A trained file has tensors layer<l>.k_order. A cache saved inside a prompt forgets which hidden values were largest.",
+             "channels. Layers with fewer kv heads than head_group rotate all of them. Zero points are whole numbers in fp16, inexact "
+             "above 2048; codes are made from the stored one, and a group whose zero point is beyond 65504 decodes to its clipped minimum. A trained file has tensors layer<l>.k_order. A cache saved inside a prompt forgets which hidden values were largest.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<side_prefill<Params, side_layout>>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>,
     .open_side = typed<open_side>, .side_layout = typed<side_layout>,

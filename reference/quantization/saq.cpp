@@ -46,7 +46,7 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
     if (p.group_size * p.bits(stage) % 8 != 0) return cat("group_size is ", p.group_size, ", must fill whole bytes at ", p.bits(stage), " bits");
   for (const LayerClass& c : shape.classes)
     if (c.kind == RowKind::kv && c.v_dim % p.group_size != 0) return cat("group_size is ", p.group_size, ", must divide head_dim (", c.v_dim, ")");
-  return why_not_sides(shape, "saq");
+  return why_not_sides("saq", shape, kWholeRows);
 }
 
 /// Rows that have left a stage of `length` rows which `entered` rows have reached: whole groups, oldest first.
@@ -188,7 +188,7 @@ extern constinit const Method saq{
     .exact_when = "plain=65536",
     .notes = "Only the abstract of the paper could be read; no code exists. Stage lengths and widths are this program's definition: 128 plain tokens, "
              "512 at 8 bits, 2048 at 4, the rest at 2, in KIVI's groups of 32. With first and second 0 and last_bits 2 values are KIVI's with "
-             "flushes of a group. plain=65536 equals the full cache up to 65535 + group_size tokens.",
+             "flushes of a group. plain=65536 equals the full cache up to 65535 + group_size tokens. Decoded rows stay float32.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<side_prefill<Params, side_layout>>, .open = typed<open>, .open_side = typed<open_side>, .side_layout = typed<side_layout>,
 };

@@ -60,11 +60,11 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
       return cat("head_dim is ", c.k_dim, ", must be a power of two from 16 on in vLLM's form");
     if (levels_of_paper(p) && (c.k_dim % 8 != 0 || c.v_dim % 8 != 0)) return cat("head_dim is ", c.k_dim, ", must be a multiple of 8");
   }
-  return why_not_records("turboquant", shape, {.latent = false});
+  return why_not_sides("turboquant", shape, {.latent = false});
 }
 
 RecordLayout layout(const Params& p, const LayerClass& c, Side side) {
-  const int dim = width_of(c, side), bits = level_bits(p, side);
+  const int dim = dim_of(c, side), bits = level_bits(p, side);
   if (side == Side::key && fp8_keys(p)) return {.parts = {{"codes", dim, Scope::token}}, .format = {.kind = CodeKind::fp8, .bits = 8}};
   const std::int64_t code_bytes = num::packed_bytes(dim, bits).value;
   if (side == Side::value && !levels_of_paper(p))
@@ -224,7 +224,7 @@ RecordCodec codec_of(const Params& p, Side side, int dim) {
 }
 
 std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, Side side, Dtype dtype) {
-  return std::make_unique<RecordStore>(c.kv_heads, width_of(c, side), side, dtype, layout(p, c, side), codec_of(p, side, width_of(c, side)));
+  return std::make_unique<RecordStore>(c.kv_heads, dim_of(c, side), side, dtype, layout(p, c, side), codec_of(p, side, dim_of(c, side)));
 }
 
 constexpr Deployable kDeployable[] = {
@@ -239,7 +239,7 @@ extern constinit const Method turboquant{
     .serving = {.prefix_cache = {Works::yes, ""}, .paged_cache = {Works::yes, ""}, .chunked_prefill = {Works::yes, ""},
                 .cuda_graphs = {Works::yes, ""}, .tensor_parallelism = {Works::yes, "heads are independent"},
                 .speculation = {Works::yes, ""}, .multi_turn = {Works::yes, ""}},
-    .notes = "The random matrices follow from the seed and are no state of a cache. vLLM's presets keep the first and the last two layers plain: a recipe's rule by layer says "
+    .notes = "Three bits are an assumed default: the paper names 2.5 and 3.5, vLLM four presets. The random matrices follow from the seed and are no state of a cache. vLLM's presets keep the first and the last two layers plain: a recipe's rule by layer says "
              "so. Its 8-bit keys on GPUs before compute capability 8.9 use another format than E4M3; not offered. The paper's 2.5 and 3.5 bit settings mix two widths over channels "
              "that it chooses by data it does not name. Inputs are clamped to 65504, norms are fp16, decoded values are rounded to the dtype of the cache.",
     .why_not = typed<why_not>, .ledger_formula = typed<Faces::ledger_formula>, .decode_plan = typed<Faces::decode_plan>,

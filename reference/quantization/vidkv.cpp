@@ -49,7 +49,7 @@ int hard_channels(const Params& p, int dim) { return static_cast<int>(static_cas
 std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
   if (p.group_size % 4 != 0) return cat("group_size is ", p.group_size, ", must be a multiple of 4: a group of 2-bit codes fills bytes");
   if (p.residual_window % p.group_size != 0) return cat("residual_window is ", p.residual_window, ", must be a multiple of group_size (", p.group_size, ")");
-  return why_not_records("vidkv", shape, {.latent = false, .window = false});
+  return why_not_sides("vidkv", shape, kWholeRows);
 }
 
 /// Bytes of the codes of one group of one side.
@@ -66,7 +66,7 @@ Sizes sizes_of(const Params& p, int dim, Side side) {
 }
 
 RecordLayout layout(const Params& p, const LayerClass& c, Side side) {
-  const int dim = width_of(c, side);
+  const int dim = dim_of(c, side);
   const Sizes s = sizes_of(p, dim, side);
   RecordLayout l{.block = p.group_size,
                  .format = {.kind = CodeKind::integer, .bits = side == Side::key && hard_channels(p, dim) == 0 ? 1 : 2, .axis = GroupAxis::tokens,
@@ -76,7 +76,10 @@ RecordLayout layout(const Params& p, const LayerClass& c, Side side) {
     if (bytes > 0) l.parts.push_back({component, bytes, Scope::token});
   l.parts.push_back({"scales", s.scales, Scope::group});  // fp16
   if (s.minima > 0) l.parts.push_back({"minima", s.minima, Scope::group});
-  if (side == Side::key && hard_channels(p, dim) > 0) l.state.push_back({"channels", to_bytes_ceil(Bits(dim)).value, Scope::layer});  // a bit each: hard
+  if (side == Side::key && hard_channels(p, dim) > 0) {
+    l.state.push_back({"channels", to_bytes_ceil(Bits(dim)).value, Scope::layer});  // a bit each: hard
+    l.own_state = true;
+  }
   return l;
 }
 using Faces = RecordFaces<Params, layout>;
@@ -88,12 +91,10 @@ Plan released_decode_plan(const Params& p, const CacheShape& shape, const Histor
     if (c.kind != RowKind::kv) continue;
     const std::int64_t coded = layout(p, c, Side::key).coded(h.tokens()).value;
     for (const Side side : {Side::key, Side::value})
-      plan.add(kernels::Copy{.segments = std::int64_t{h.sequences} * c.kv_heads, .bytes = coded * width_of(c, side) * bytes_of(shape.dtype)}.call(c.count()));
+      plan.add(kernels::Copy{.segments = std::int64_t{h.sequences} * c.kv_heads, .bytes = coded * dim_of(c, side) * bytes_of(shape.dtype)}.call(c.count()));
   }
   return plan;
 }
-
-float fp16(float x) { return num::round_to(Dtype::f16, num::clamp(x, -65504.0F, 65504.0F)); }
 
 /// Four levels between the extremes, every step rounded to fp16.
 void encode_range(std::span<const float> x, std::span<std::uint8_t> codes, float& scale, float& low) {
@@ -103,9 +104,9 @@ void encode_range(std::span<const float> x, std::span<std::uint8_t> codes, float
     low = num::min(low, f);
     high = num::max(high, f);
   }
-  scale = fp16(fp16(high - low) / 3.0F);
+  scale = saturated_fp16(saturated_fp16(high - low) / 3.0F);
   for (std::size_t i = 0; i < x.size(); ++i)
-    codes[i] = scale == 0.0F ? std::uint8_t{0} : static_cast<std::uint8_t>(num::rint(num::clamp(fp16(fp16(x[i] - low) / scale), 0.0F, 3.0F)));
+    codes[i] = scale == 0.0F ? std::uint8_t{0} : static_cast<std::uint8_t>(num::rint(num::clamp(saturated_fp16(saturated_fp16(x[i] - low) / scale), 0.0F, 3.0F)));
 }
 
 bool is_hard(std::span<const std::byte> state, std::size_t channel) { return !state.empty() && (static_cast<unsigned>(state[channel / 8]) >> (channel % 8) & 1U) != 0; }
@@ -157,10 +158,10 @@ struct GroupCodec {
     std::vector<float> picked(easy), components(easy);
     for (std::size_t t = 0; t < g; ++t) {
       const auto row = rows.row(static_cast<std::int64_t>(t));
-      for (std::size_t c = 0; c < hard; ++c) column[c][t] = fp16(row[order[c]]);
+      for (std::size_t c = 0; c < hard; ++c) column[c][t] = saturated_fp16(row[order[c]]);
       for (std::size_t c = 0; c < easy; ++c) picked[c] = num::clamp(row[order[hard + c]], -65504.0F, 65504.0F);
       if (keys) fourier.forward(picked, components);
-      for (std::size_t c = 0; c < easy; ++c) column[hard + c][t] = fp16(keys ? components[c] : picked[c]);
+      for (std::size_t c = 0; c < easy; ++c) column[hard + c][t] = saturated_fp16(keys ? components[c] : picked[c]);
     }
     std::vector<std::uint8_t> codes(dim * g);
     const std::size_t scales = static_cast<std::size_t>(sizes.hard + sizes.easy), minima = scales + static_cast<std::size_t>(sizes.scales);
@@ -175,7 +176,7 @@ struct GroupCodec {
         if (keys) {
           vidkv::encode_signs(column[c], out);
         } else {
-          vidkv::encode_ternary(column[c], fp16(static_cast<float>(p.threshold) * scale), out);
+          vidkv::encode_ternary(column[c], saturated_fp16(static_cast<float>(p.threshold) * scale), out);
         }
       }
       put_fp16(record, scales + 2 * c, scale);
@@ -216,7 +217,7 @@ struct GroupCodec {
 };
 
 std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, Side side, Dtype dtype) {
-  const int dim = width_of(c, side);
+  const int dim = dim_of(c, side);
   const auto group = std::make_shared<const GroupCodec>(p, dim, side);
   RecordCodec codec{.encode = [group](const RecordPlace& at, View<const float> rows, std::span<std::byte> record) { group->encode(at, rows, record); },
                     .decode = [group](const RecordPlace& at, std::span<const std::byte> record, View<float> rows) { group->decode(at, record, rows); }};
@@ -255,7 +256,7 @@ extern constinit const Method vidkv{
                 .multi_turn = {Works::partly, "a later turn attends to coded rows"}},
     .notes = "The nominal 1.5 and 1.58 bits are 2.25 and 2.1 with metadata at head_dim 128 and group 32; the released layout takes 3.5 and 3. Inputs and Fourier components are rounded to fp16, saturating "
              "at 65504; scales are fp16 means of magnitudes. A constant 2-bit group has scale 0. The inverse transform is taken row by row; a kernel would transform the query. "
-             "Plans count two bits a code, the nearest width that kernels know. The paper's threshold is that of the released code, half the mean magnitude.",
+             "Plans count two bits a code, the nearest width that kernels know. The threshold of half the mean magnitude is the released code's; the paper's constant could not be verified.",
     .why_not = typed<why_not>, .ledger_formula = typed<Faces::ledger_formula>, .decode_plan = typed<Faces::decode_plan>,
     .prefill_plan = typed<Faces::prefill_plan>, .released_decode_plan = typed<released_decode_plan>,
     .open = typed<open_sides<Params, open_side>>, .open_side = typed<open_side>, .side_layout = typed<Faces::side_layout>,

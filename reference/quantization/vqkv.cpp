@@ -12,6 +12,7 @@
 #include "core/formats/dtype.hpp"
 #include "core/kernels/store.hpp"
 #include "reference/primitives/record_store.hpp"
+#include "reference/primitives/trained.hpp"
 
 namespace kvatlas::methods {
 namespace {
@@ -47,11 +48,11 @@ std::int64_t row_bytes(const Params& p, Side side) { return to_bytes_ceil(Bits(s
 std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
   for (const auto& [name, n] : {std::pair{"k_entries", p.k_entries}, std::pair{"v_entries", p.v_entries}})
     if ((n & (n - 1)) != 0) return cat(name, " is ", n, ", must be a power of two: an index has whole bits");
-  return why_not_records("vqkv", shape, {.latent = false, .window = false});
+  return why_not_sides("vqkv", shape, kWholeRows);
 }
 
 RecordLayout layout(const Params& p, const LayerClass& c, Side side) {
-  const int dim = width_of(c, side);
+  const int dim = dim_of(c, side);
   const std::int64_t bits = 8 * row_bytes(p, side);
   return {.block = p.quant_block,
           .parts = {{"indices", p.quant_block * row_bytes(p, side), Scope::token}},
@@ -70,22 +71,11 @@ Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, con
     for (const Side side : {Side::key, Side::value}) {
       const std::int64_t coded = layout(p, c, side).coded(h.tokens()).value;
       plan.add(kernels::Gather{.heads = std::int64_t{h.sequences} * c.kv_heads, .rows = coded * stages(p, side),
-                               .row_bytes = std::int64_t{2} * width_of(c, side)}
+                               .row_bytes = std::int64_t{2} * dim_of(c, side)}
                    .call(c.count()));
     }
   }
   return plan;
-}
-
-void put_index(std::span<std::byte> bytes, std::int64_t first_bit, int bits, std::uint32_t value) {
-  for (int b = 0; b < bits; ++b)
-    if ((value >> b & 1U) != 0) bytes[static_cast<std::size_t>((first_bit + b) / 8)] |= static_cast<std::byte>(1U << ((first_bit + b) % 8));
-}
-std::uint32_t get_index(std::span<const std::byte> bytes, std::int64_t first_bit, int bits) {
-  std::uint32_t value = 0;
-  for (int b = 0; b < bits; ++b)
-    value |= (static_cast<std::uint32_t>(bytes[static_cast<std::size_t>((first_bit + b) / 8)]) >> ((first_bit + b) % 8) & 1U) << b;
-  return value;
 }
 
 RecordCodec codec_of(const Params& p, Side side, int dim, const std::vector<std::byte>& codebooks) {
@@ -118,7 +108,7 @@ RecordCodec codec_of(const Params& p, Side side, int dim, const std::vector<std:
                   }
                 }
                 for (std::size_t i = 0; i < width; ++i) rest[t][i] = rest[t][i] - book[best * width + i];
-                put_index(record.subspan(t * static_cast<std::size_t>(stride), static_cast<std::size_t>(stride)), std::int64_t{stage} * bits, bits, best);
+                put_bits(record.subspan(t * static_cast<std::size_t>(stride), static_cast<std::size_t>(stride)), std::int64_t{stage} * bits, bits, best);
               }
             }
           },
@@ -128,7 +118,7 @@ RecordCodec codec_of(const Params& p, Side side, int dim, const std::vector<std:
             for (int stage = 0; stage < count; ++stage)  // stages are added in their order
               for (std::int64_t t = 0; t < rows.dim(0); ++t) {
                 const auto row_record = record.subspan(static_cast<std::size_t>(t * stride), static_cast<std::size_t>(stride));
-                const auto vector = static_cast<std::size_t>(stage * vectors) + get_index(row_record, std::int64_t{stage} * bits, bits);
+                const auto vector = static_cast<std::size_t>(stage * vectors) + get_bits(row_record, std::int64_t{stage} * bits, bits);
                 num::load(Dtype::f16, at.state.subspan(vector * width * 2, width * 2), code);
                 const auto row = rows.row(t);
                 for (std::size_t i = 0; i < width; ++i) row[i] = row[i] + code[i];
@@ -141,19 +131,11 @@ RecordCodec codec_of(const Params& p, Side side, int dim, const std::vector<std:
           }};
 }
 
-/// The codebooks of one side of a layer from the trained file, as fp16.
+/// The codebooks of one side of a layer from the trained file, [stages, entries, head_dim], as fp16.
 std::vector<std::byte> codebooks_of(const Params& p, const TensorMap& trained, int layer, Side side, int dim) {
-  const std::string name = cat("layer", layer, side == Side::key ? ".k_codebooks" : ".v_codebooks");
-  const auto found = trained.find(name);
-  const std::vector<std::int64_t> dims{stages(p, side), entries(p, side), dim};
-  if (found == trained.end()) throw InvalidArgument(cat("vqkv: the trained file has no tensor ", name, ", must have one for every layer and side"));
-  if (found->second.dims != dims)
-    throw InvalidArgument(cat("vqkv: tensor ", name, " has other axes than [", dims[0], ", ", dims[1], ", ", dims[2], "] (stages, entries, head_dim)"));
-  std::vector<float> values = found->second.values;
-  for (float& x : values) {
-    if (!num::is_finite(x)) throw InvalidArgument(cat("vqkv: tensor ", name, " holds ", x, ", must be finite"));
-    x = num::clamp(x, -65504.0F, 65504.0F);
-  }
+  std::vector<float> values =
+      trained_tensor(trained, layer, side == Side::key ? "k_codebooks" : "v_codebooks", {stages(p, side), entries(p, side), dim}).values;
+  for (float& x : values) x = num::clamp(x, -65504.0F, 65504.0F);
   std::vector<std::byte> bytes(2 * values.size());
   num::store(Dtype::f16, values, bytes);
   return bytes;
@@ -165,7 +147,7 @@ std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const Op
     throw Unsupported("vqkv needs a trained file: tensors layer<l>.k_codebooks [k_stages, k_entries, head_dim] and layer<l>.v_codebooks alike; nobody has published one");
   const auto trained = std::make_shared<const TensorMap>(*inputs.trained);
   return side_cache(shape, [p, trained, dtype = shape.dtype](const LayerClass& c, int layer, Side side) -> std::unique_ptr<SideStore> {
-    const int dim = width_of(c, side);
+    const int dim = dim_of(c, side);
     return std::make_unique<RecordStore>(c.kv_heads, dim, side, dtype, layout(p, c, side),
                                          codec_of(p, side, dim, codebooks_of(p, *trained, layer, side, dim)));
   });

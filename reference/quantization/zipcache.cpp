@@ -47,7 +47,7 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
   for (const LayerClass& c : shape.classes)
     if (c.kind == RowKind::kv && (c.kv_heads * c.k_dim % 8 != 0 || c.kv_heads * c.v_dim % 8 != 0))
       return cat("kv_heads times head_dim is ", c.kv_heads * c.k_dim, ", must be a multiple of 8: a row's codes fill whole bytes");
-  return why_not_sides(shape, "zipcache");
+  return why_not_sides("zipcache", shape, kWholeRows);
 }
 
 zipcache_sets::Settings settings(const Params& p, const LayerClass& c) {
@@ -205,7 +205,7 @@ class Cache final : public KvCache {
     std::vector<NamedBuffer> out;
     for (const Layer& l : layers_) {
       const std::string prefix = cat("layer", l.index, "/");
-      zipcache_sets::buffers(settings(p_, *l.c), l.coded, prefix, out);
+      zipcache_sets::buffers(l.coded, prefix, out);
       l.keys->buffers(prefix + "k_", out);
       l.values->buffers(prefix + "v_", out);
       if (!prompt_done_) l.queries->buffers(prefix + "q_", out);
@@ -234,7 +234,7 @@ class Cache final : public KvCache {
   struct Layer {
     int index = 0;
     const LayerClass* c = nullptr;
-    zipcache_sets::Tokens coded;
+    zipcache_sets::CodedTokens coded;
     std::unique_ptr<SideStore> keys, values;  // tokens since the last event
     std::unique_ptr<SideStore> queries;       // of the prompt, until its probes are known
   };
@@ -359,7 +359,7 @@ extern constinit const Method zipcache{
     .notes = "Saliency is summed in fixed point; of equal ones the earlier token is regular. An event decodes and codes the whole cache anew, so "
              "errors add up where new tokens change a channel's range. Steps and minima are fp16, values are divided by the stored root of their channel's "
              "largest magnitude. Codes are clamped (released: not, so that rounding in fp16 can carry into a neighbour). The paper draws new probes at "
-             "an event; the released code takes the current query alone, and so does this.",
+             "an event; the released code takes the current query alone, and so does this. Decoded rows stay float32.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>,
 };

@@ -21,6 +21,7 @@
 #include "reference/primitives/plans.hpp"
 #include "reference/primitives/side_cache.hpp"
 #include "reference/primitives/sparse_attention.hpp"
+#include "reference/primitives/trained.hpp"
 #include "reference/retrieval/double_sparse/labels.hpp"
 
 namespace kvatlas::methods {
@@ -278,13 +279,10 @@ class Cache final : public KvCache {
 
   /// "layer<l>.channels" [label heads, at least head_dim / group_factor], most important first.
   std::vector<std::vector<std::uint16_t>> read_table(const TensorMap& trained, const LayerClass& c, int layer) {
-    const std::string name = cat("layer", layer, ".channels");
-    const auto found = trained.find(name);
-    if (found == trained.end()) throw InvalidArgument(cat("trained file has no tensor \"", name, "\""));
-    const NamedTensor& t = found->second;
+    const std::string name = trained_name(layer, "channels");
     const int heads = label_heads(p_, c), count = c.k_dim / p_.group_factor;
-    if (t.dims.size() != 2 || t.dims[0] != heads || t.dims[1] < count)
-      throw InvalidArgument(cat("tensor \"", name, "\" must be [", heads, ", ", count, " or more]"));
+    const NamedTensor& t = trained_tensor(trained, layer, "channels", {heads, 0});
+    if (t.dims[1] < count) throw InvalidArgument(cat("tensor \"", name, "\" names ", t.dims[1], " channels a head, must name at least ", count));
     std::vector<std::vector<std::uint16_t>> table(static_cast<std::size_t>(heads));
     for (std::int64_t h = 0; h < heads; ++h)
       for (std::int64_t i = 0; i < count; ++i) {

@@ -15,6 +15,7 @@
 #include "reference/primitives/plans.hpp"
 #include "reference/primitives/side_cache.hpp"
 #include "reference/primitives/sparse_attention.hpp"
+#include "reference/primitives/trained.hpp"
 #include "reference/sparse_prefill/xattention/blocks.hpp"
 
 namespace kvatlas::methods {
@@ -238,14 +239,10 @@ class Cache final : public KvCache {
   std::vector<double> thresholds_of(const TensorMap* trained, const LayerClass& c, int layer) const {
     std::vector<double> all(static_cast<std::size_t>(c.q_heads), p_.threshold);
     if (trained == nullptr) return all;
-    const std::string name = cat("layer", layer, ".thresholds");
-    const auto found = trained->find(name);
-    if (found == trained->end()) throw InvalidArgument(cat("trained file has no tensor \"", name, "\""));
-    if (found->second.values.size() != all.size())
-      throw InvalidArgument(cat("tensor \"", name, "\" has ", found->second.values.size(), " values, must be ", c.q_heads, ", one a query head"));
+    const std::vector<float>& given = trained_values(*trained, layer, "thresholds", c.q_heads);
     for (std::size_t h = 0; h < all.size(); ++h) {
-      all[h] = static_cast<double>(found->second.values[h]);
-      if (!(all[h] >= 0 && all[h] <= 1)) throw InvalidArgument(cat("tensor \"", name, "\" holds ", all[h], ", must be between 0 and 1"));
+      all[h] = static_cast<double>(given[h]);
+      if (!(all[h] >= 0 && all[h] <= 1)) throw InvalidArgument(cat("tensor \"", trained_name(layer, "thresholds"), "\" holds ", all[h], ", must be between 0 and 1"));
     }
     return all;
   }

@@ -8,6 +8,7 @@
 #include "reference/compose/recipe.hpp"
 #include "reference/primitives/eviction/observed.hpp"
 #include "reference/primitives/eviction/pieces.hpp"
+#include "reference/primitives/eviction/query_scorers.hpp"
 #include "reference/primitives/eviction/signatures.hpp"
 #include "tests/catch.hpp"
 #include "tests/support/golden.hpp"
@@ -151,7 +152,7 @@ TEST_CASE("attention within chunks without a mask ranks tokens as kvpress does",
     const Traced run(q.view(), k.view());
     TokenRows rows(static_cast<int>(k.dims()[0]), dim, dim, Dtype::f32);
     rows.append(k.view(), v.view());
-    check_scores(g, chunk_attention({.chunk = whole(g, "chunk_size"), .scaled = false, .padded = true})
+    check_scores(g, non_causal_attention({.chunk = whole(g, "chunk_size"), .padded = true})
                         .score({.c = run.shape().classes.front(), .place = {}, .rows = rows, .queries = q.view(), .rope = rope}));
   }
 }

@@ -154,11 +154,17 @@ Ours finch(const GoldenCase& g) {
   return {cat("finch:budget=", kept_of_ratio(g), ",observation_window=", whole(g, "window_size"), ",normalize=", flag(g, "normalize_scores"))};
 }
 
+/// What a wrapped score keeps; keys turn behind the choice.
+Ours key_rerotation(const GoldenCase& g) {
+  if (g.parameter<std::string>("base") != "knorm") return {};
+  return {cat("key_rerotation:score=knorm,budget=", kept_of_ratio(g))};
+}
+
 const std::map<std::string, SettingOf>& methods_compared() {
   static const std::map<std::string, SettingOf> table{
       {"knorm", key_scored}, {"keydiff", key_scored}, {"tova", tova}, {"pyramidkv", pyramidkv}, {"adakv", adakv},
       {"expected_attention", expected_attention}, {"lagkv", lagkv}, {"cur", cur}, {"cap", cap}, {"criticalkv", criticalkv},
-      {"chunkkv", chunkkv}, {"headkv", headkv}, {"simlayerkv", simlayerkv}, {"finch", finch}};
+      {"chunkkv", chunkkv}, {"headkv", headkv}, {"simlayerkv", simlayerkv}, {"finch", finch}, {"key_rerotation", key_rerotation}};
   return table;
 }
 

@@ -43,7 +43,7 @@ void check_table(const GoldenCase& golden) {
     for (std::int64_t c = 0; c < hidden; ++c) {
       const auto at = static_cast<std::size_t>(t * hidden + c), of = static_cast<std::size_t>(by_token ? t : c);
       const float value = mask[at] == 0 ? x.values[at] : by_token ? offset[of] : 0.0F;
-      const std::uint8_t code = nearest_entry(lut.values, (value - offset[of]) / range[of]);
+      const std::uint8_t code = kvquant_nuq::nearest_entry(lut.values, (value - offset[of]) / range[of]);
       codes.push_back(code);
       const float entry = golden.has("qnorm") ? lut.values[code] * norm_scale + norm_offset : lut.values[code];
       decoded.push_back(mask[at] != 0 ? x.values[at] : entry * range[of] + offset[of]);

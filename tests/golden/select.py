@@ -182,6 +182,32 @@ SELECTION = {
     "headkv": {
         "case02_kvfactory_S99_w8_avgpool3": ("pooled",),
     },
+    "cake": {
+        "case01_adjust_L4_total400_cap1000": (),
+        "case02_adjust_L4_total400_cap150": (),
+        "case03_adjust_L8_total1000_cap140": (),
+        "case04_adjust_L5_total100_cap20": (),
+        "case05_cascade_S131_L6_C48_w8_casc1": ("evict_scores", "kept_layer0", "kept_layer1", "kept_layer2", "kept_layer3", "kept_layer4", "kept_layer5"),
+        "case06_cascade_S60_L3_C20_w8_casc1": ("evict_scores", "kept_layer0", "kept_layer1", "kept_layer2"),
+        "case07_cascade_S50_L3_C40_w16_casc1": ("evict_scores", "kept_layer0", "kept_layer1", "kept_layer2"),
+        "case08_decode_S40_hh32_w16": (),
+        "case09_decode_S90_hh50_w32": (),
+        "case10_forward_S61_L2_C30_w8_casc0_steps4": ("kept_decode_layer0", "kept_decode_layer1", "evict_scores", "cache_lengths", "preference"),
+    },
+    "duo_attention": {
+        "case03_sparsify_L32_H8_sparsity0.75": (),
+        "case04_sparsify_L4_H4_sparsity1.0": (),
+        "case05_sparsify_L6_H8_sparsity0.6": (),
+        "case06_cache_L2_sink2_recent6": (),
+        "case07_cache_L3_sink1_recent5": (),
+    },
+    "think": {
+        "case01_kvpress_S60_ratio0.4_w16": ("inv_freq", "keys_out", "channel_scores"),
+        "case05_kvfactory_S90_recent8_ratio0.3": ("channel_scores", "keys_recent"),
+    },
+    "key_rerotation": {
+        "case01_kvpress_knorm_S200_cr0.6_base1000000": ("inv_freq",),
+    },
     "finch": {
         "case01_kvpress_S90_w11_cr0.5_chunkNone_rerot1": ("keys_out",),
     },

@@ -49,7 +49,7 @@ void check_prefill(const GoldenCase& golden) {
   const NamedTensor k = golden.floats("k"), v = golden.floats("v");
   const std::int64_t all = static_cast<std::int64_t>(k.values.size()) / (heads * dim);
   const auto prompt = [&](const NamedTensor& x) { return view_of(x, {heads, all, dim}).slice(1, 0, tokens); };
-  const zipcache_sets::Tokens t = zipcache_sets::compress(s, prompt(k), prompt(v), salient);
+  const zipcache_sets::CodedTokens t = zipcache_sets::compress(s, prompt(k), prompt(v), salient);
   check_exact(golden, "prefill_v_channel_scale", numbers(t.v_factors));
   for (const int set : {0, 1}) {
     const zipcache_sets::Set& from = t.sets[set];

@@ -35,6 +35,18 @@ TensorMap qfilter_filters(const CacheShape& shape) {
   return tensors;
 }
 
+/// Gates between 0 and 1, one draw a layer.
+TensorMap duo_gates(const CacheShape& shape) {
+  TensorMap tensors;
+  for (const LayerClass& c : shape.classes)
+    for (const int l : c.layers) {
+      Random random(static_cast<std::uint64_t>(2000 + l));
+      NamedTensor& t = tensors[cat("layer", l, ".gates")] = random_tensor({c.kv_heads}, random);
+      for (float& x : t.values) x = static_cast<float>(random.below(1000)) / 1000.0F;
+    }
+  return tensors;
+}
+
 TensorMap vqkv_codebooks(const Method& m, const ParamRow& row, const CacheShape& shape, Random& random) {
   TensorMap tensors;
   for (const LayerClass& c : shape.classes)
@@ -74,6 +86,7 @@ TensorMap trained_inputs(const Method& method, const ParamRow& row, const CacheS
   if (std::string_view(method.slug) == "vqkv") return vqkv_codebooks(method, row, shape, random);
   if (std::string_view(method.slug) == "commvq") return commvq_tensors(method, row, shape, random);
   if (std::string_view(method.slug) == "qfilter") return qfilter_filters(shape);
+  if (std::string_view(method.slug) == "duo_attention") return duo_gates(shape);
   return {};
 }
 

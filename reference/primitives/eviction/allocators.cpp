@@ -92,27 +92,19 @@ Counts share_by_preference(const std::vector<double>& asked, std::int64_t total,
     std::vector<std::size_t> takers;
     for (std::size_t i = 0; i < counts.size(); ++i)
       if (open(counts[i])) takers.push_back(i);
-    if (takers.empty()) return false;
     const std::int64_t n = static_cast<std::int64_t>(takers.size()), size = std::abs(amount), sign = amount < 0 ? -1 : 1;
     for (std::int64_t i = 0; i < n; ++i) counts[takers[static_cast<std::size_t>(i)]] += sign * (size / n + (i < size % n ? 1 : 0));
-    return true;
   };
-  const auto below = [&](std::int64_t c) { return c < most; };
-  const auto cut = [&] {
-    std::int64_t excess = 0;
-    for (std::int64_t& c : counts) {
-      excess += std::max<std::int64_t>(0, c - most);
-      c = std::min(c, most);
-    }
-    return excess;
-  };
-  for (std::int64_t excess = cut(); excess > 0 && spread(excess, below); excess = cut()) {}
-  for (int round = 0; round < 64; ++round) {
-    std::int64_t missing = total;
-    for (const std::int64_t c : counts) missing -= c;
-    if (missing == 0 || !(missing > 0 ? spread(missing, below) : spread(missing, [](std::int64_t c) { return c > 1; }))) break;
-    for (std::int64_t& c : counts) c = std::clamp<std::int64_t>(c, 0, most);
+  std::int64_t excess = 0, sum_of_counts = 0;
+  for (std::int64_t& c : counts) {
+    excess += std::max<std::int64_t>(0, c - most);
+    c = std::min(c, most);
   }
+  const auto below = [&](std::int64_t c) { return c < most; };
+  spread(excess, below);
+  for (const std::int64_t c : counts) sum_of_counts += c;
+  if (const std::int64_t missing = total - sum_of_counts; missing > 0) spread(missing, below);
+  else spread(missing, [](std::int64_t c) { return c > 1; });
   return counts;
 }
 

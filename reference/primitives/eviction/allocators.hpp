@@ -37,9 +37,10 @@ Counts share_best(const std::vector<std::span<const float>>& candidates, std::in
 /// source   AdaKV adaptive_snapkv/monkeypatch/snapkv_utils.py
 Counts share_rounded(const std::vector<std::span<const float>>& candidates, std::int64_t k, double floor, bool normalize);
 
-/// `total` tokens shared over layers as they asked, in whole tokens, none above `most`: shares rounded down; what is above
-/// `most` goes to the layers below it in equal parts, the remainder to the first of them; then what is missing or too much goes
-/// the same way. source   CAKE cake/utils.py (adjust_budgets)
+/// `total` tokens shared over layers as they asked, in whole tokens: shares rounded down; what is above `most` goes once to the
+/// layers below it in equal parts, the remainder to the first of them; then what is missing the same way, and what is too much comes
+/// from layers above 1. So a share may end above `most`, which the caller cuts.
+/// source   CAKE cake/utils.py (adjust_budgets)
 Counts share_by_preference(const std::vector<double>& asked, std::int64_t total, std::int64_t most);
 
 }  // namespace kvatlas::eviction

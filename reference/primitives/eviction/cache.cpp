@@ -1,34 +1,21 @@
 #include "reference/primitives/eviction/cache.hpp"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/errors.hpp"
 #include "core/parallel.hpp"
 #include "reference/primitives/eviction/faces.hpp"
+#include "reference/primitives/eviction/ragged.hpp"
+#include "reference/primitives/numbers.hpp"
 
 namespace kvatlas::eviction {
 
 namespace {
 
-std::vector<std::byte> bytes_of_words(std::span<const std::int32_t> words) {
-  std::vector<std::byte> bytes(words.size() * sizeof(std::int32_t));
-  std::memcpy(bytes.data(), words.data(), bytes.size());
-  return bytes;
-}
-
-/// Row counts of a head-ragged layer as running sums, with which its heads are found in one flat store.
-std::vector<std::int32_t> running_sums(const TokenRows& rows) {
-  std::vector<std::int32_t> sums{0};
-  for (int h = 0; h < rows.heads(); ++h) sums.push_back(sums.back() + static_cast<std::int32_t>(rows.count(h)));
-  return sums;
-}
-
 std::int64_t number_below(std::span<const NamedBuffer> saved, const std::string& name, std::int64_t below, const char* what) {
   const NamedBuffer& b = find_buffer(saved, name);
-  std::int32_t value = -1;
-  if (b.bytes.size() == sizeof value) std::memcpy(&value, b.bytes.data(), sizeof value);
-  if (value < 0 || value >= below) throw InvalidArgument(cat("buffer ", name, " does not hold a number of ", what, " below ", below));
+  const std::int64_t value = b.bytes.size() == 4 ? whole_at(b.bytes, 0, 4) : below;
+  if (value >= below) throw InvalidArgument(cat("buffer ", name, " does not hold a number of ", what, " below ", below));
   return value;
 }
 
@@ -207,12 +194,10 @@ void Cache::buffers_more(const Layer& l, std::vector<NamedBuffer>& out) const {
   const Beside& b = beside_[l.ordinal];
   b.queries.buffers(prefix(l) + "window_queries", out);
   b.moments.buffers(prefix(l) + "query_moments", out);
-  if (rule_.ragged && prompt_done())
-    out.push_back({.name = prefix(l) + "lengths", .component = "lengths", .side = Side::both, .scope = Scope::layer,
-                   .bytes = bytes_of_words(running_sums(l.rows))});
+  if (rule_.ragged && prompt_done()) add_lengths(l.rows, prefix(l), out);
   const auto number = [&](std::string_view name, std::int64_t value) {
-    const std::int32_t word = static_cast<std::int32_t>(value);
-    out.push_back({.name = cat(prefix(l), name), .component = name, .side = Side::both, .scope = Scope::layer, .bytes = bytes_of_words({&word, 1})});
+    out.push_back({.name = cat(prefix(l), name), .component = name, .side = Side::both, .scope = Scope::layer, .bytes = {}});
+    append_whole(out.back().bytes, value, 4);
   };
   if (rule_.has_clock()) number("clock", b.clock);
   if (rule_.allocate) number("limit", b.limit);
@@ -223,12 +208,8 @@ void Cache::before_load(TokenRows& rows, const std::string& prefix, std::span<co
 }
 
 void Cache::check_loaded(const Layer& l, std::span<const NamedBuffer> saved) const {
-  const std::string name = prefix(l) + "lengths";
-  if (!rule_.ragged || !holds(saved, name)) {
-    TokenCache::check_loaded(l, saved);
-  } else if (find_buffer(saved, name).bytes != bytes_of_words(running_sums(l.rows))) {
-    throw InvalidArgument(cat("buffer ", name, " does not hold the running sums of the heads' rows"));
-  }
+  if (rule_.ragged && holds(saved, prefix(l) + "lengths")) check_lengths(l.rows, prefix(l), saved);
+  else TokenCache::check_loaded(l, saved);
 }
 
 void Cache::load_more(std::span<const NamedBuffer> saved) {
@@ -253,12 +234,7 @@ bool Cache::prompt_open() const {
 ContentCounts Cache::content_counts() const {
   ContentCounts counts;
   if (!rule_.content_counts) return counts;
-  for (const Layer& l : layers())
-    for (int h = 0; h < l.rows.heads(); ++h) {
-      counts.add("kept_rows", l.rows.count(h));
-      counts.add("key_elements", l.rows.count(h) * l.c.k_dim);
-      counts.add("value_elements", l.rows.count(h) * l.c.v_dim);
-    }
+  for (const Layer& l : layers()) count_kept(l.rows, l.c, counts);
   return counts;
 }
 

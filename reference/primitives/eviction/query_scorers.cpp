@@ -190,6 +190,10 @@ Scorer weighted_leverage(const FutureQueries& future, double tau) {
 }
 
 Scores non_causal_scores(const Scene& scene, const NonCausal& how) {
+  KV_ASSERT(scene.queries.dim(1) == scene.rows.count(0), "all queries of the prompt are at hand");
+  LayerClass unscaled = scene.c;
+  unscaled.score_scale = 1.0;
+  const float scale = logit_scale(how.scaled ? scene.c : unscaled);
   return of_heads(scene, [&](int head) {
     const Array keys = scene.rows.keys(head), values = scene.rows.values(head);
     const std::int64_t n = std::max<std::int64_t>(0, keys.dims()[0] - how.first - how.last);
@@ -202,7 +206,7 @@ Scores non_causal_scores(const Scene& scene, const NonCausal& how) {
           std::ranges::fill(x, 0.0F);
           if (i < real)
             logits(scene.queries.row(head * scene.c.q_per_kv() + g, how.first + from + i),
-                   keys.view().slice(0, how.first + from, real), 1.44269504F, std::span(x).first(static_cast<std::size_t>(real)));
+                   keys.view().slice(0, how.first + from, real), scale, std::span(x).first(static_cast<std::size_t>(real)));
           softmax_weights(x, softmax_part(x, View<const float>(nullptr, {size, 0})), p);
           for (std::int64_t t = 0; t < real; ++t) mass[static_cast<std::size_t>(from + t)] += num::to_mass(p[static_cast<std::size_t>(t)]);
         }
@@ -211,8 +215,19 @@ Scores non_causal_scores(const Scene& scene, const NonCausal& how) {
     for (std::int64_t t = 0; t < n; ++t)
       weighted.push_back(num::from_mass(mass[static_cast<std::size_t>(t)]) / static_cast<float>(scene.c.q_per_kv()) *
                          norm_of(values.view().row(how.first + t)));
-    return pool(weighted, Pooling::avg, 3);
+    return pool(weighted, Pooling::avg, how.kernel);
   });
+}
+
+Scorer non_causal_attention(const NonCausal& how) {
+  return {.score = [how](const Scene& scene) { return non_causal_scores(scene, how); },
+          .charge = [how](const Charge& to) {
+            const Tokens chunk = std::min(to.rows, Tokens(how.chunk));
+            const auto chunks = static_cast<double>(ceil_div(to.rows.value, chunk.value));
+            charge_window({to.plan, to.c, to.dtype, to.history, chunk, to.prompt, to.launches * chunks}, chunk);
+            charge_rows(to, to.c.v_dim);
+          },
+          .window = Tokens(std::int64_t{1} << 30)};
 }
 
 void z_score(Scores& scores) {

@@ -31,17 +31,21 @@ Scorer weighted_leverage(const FutureQueries& future, double tau);
 /// The mean rotation of `count` positions from `first`, applied to a row before RoPE, in place.
 void rotate_by_mean(const RopeTable& rope, std::int64_t first, std::int64_t count, std::span<double> row);
 
-/// Attention without a mask within chunks of the prompt, summed over its queries in fixed point, logits as they are (not scaled),
-/// times the norm of the value, average of three neighbours, mean over the group. Slots [first, n - last) alone.
+/// Attention without a mask within chunks of the prompt, summed over its queries and the heads of a group in fixed point, mean over
+/// the group, times the norm of the value, average of `kernel` neighbours. Slots [first, n - last) alone.
 /// `padded`: as released, the last chunk is filled up with keys of logit 0 and queries of zeros, which count.
 /// source   kvpress non_causal_attention_press.py
 struct NonCausal {
   std::int64_t chunk = 256;
   std::int64_t first = 0, last = 0;
+  bool scaled = false;  // logits times the class's scale; else q.k as it is, as released
   bool padded = false;
+  int kernel = 3;
 };
 /// Raw scores, before any z-score; Scene::queries holds the whole prompt.
 Scores non_causal_scores(const Scene& scene, const NonCausal& how);
+/// The same as a scorer, which holds all queries of the prompt.
+Scorer non_causal_attention(const NonCausal& how);
 
 /// (score - mean) / deviation over all heads and slots: float64, heads then slots ascending, unbiased, at least 1e-6.
 void z_score(Scores& scores);

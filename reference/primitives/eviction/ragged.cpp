@@ -1,18 +1,17 @@
 #include "reference/primitives/eviction/ragged.hpp"
 
-#include <cstring>
-
 #include "core/errors.hpp"
+#include "reference/primitives/numbers.hpp"
 
 namespace kvatlas::eviction {
 
 namespace {
 
 std::vector<std::byte> lengths_of(const TokenRows& rows) {
-  std::vector<std::int32_t> sums{0};
-  for (int h = 0; h < rows.heads(); ++h) sums.push_back(sums.back() + static_cast<std::int32_t>(rows.count(h)));
-  std::vector<std::byte> bytes(sums.size() * sizeof(std::int32_t));
-  std::memcpy(bytes.data(), sums.data(), bytes.size());
+  std::vector<std::byte> bytes;
+  std::int64_t sum = 0;
+  append_whole(bytes, sum, 4);
+  for (int h = 0; h < rows.heads(); ++h) append_whole(bytes, sum += rows.count(h), 4);
   return bytes;
 }
 
@@ -25,6 +24,14 @@ void add_lengths(const TokenRows& rows, const std::string& prefix, std::vector<N
 void check_lengths(const TokenRows& rows, const std::string& prefix, std::span<const NamedBuffer> saved) {
   const NamedBuffer& lengths = find_buffer(saved, prefix + "lengths");
   if (lengths.bytes != lengths_of(rows)) throw InvalidArgument(cat("buffer ", lengths.name, " does not hold the running sums of the heads' rows"));
+}
+
+void count_kept(const TokenRows& rows, const LayerClass& stored, ContentCounts& counts) {
+  for (int h = 0; h < rows.heads(); ++h) {
+    counts.add("kept_rows", rows.count(h));
+    counts.add("key_elements", rows.count(h) * stored.k_dim);
+    counts.add("value_elements", rows.count(h) * stored.v_dim);
+  }
 }
 
 }  // namespace kvatlas::eviction

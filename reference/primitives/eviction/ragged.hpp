@@ -1,4 +1,4 @@
-// Running sums of the heads' row counts, with which the heads of a ragged layer are found in one flat store.
+// Layers whose heads hold different numbers of rows: running sums with which the heads are found in one flat store, and counts.
 #pragma once
 
 #include <string>
@@ -13,5 +13,8 @@ void add_lengths(const TokenRows& rows, const std::string& prefix, std::vector<N
 
 /// throws InvalidArgument when the saved lengths are missing or not those of these rows
 void check_lengths(const TokenRows& rows, const std::string& prefix, std::span<const NamedBuffer> saved);
+
+/// Adds what a layer holds: "kept_rows" of its heads, and their "key_elements" and "value_elements".
+void count_kept(const TokenRows& rows, const LayerClass& stored, ContentCounts& counts);
 
 }  // namespace kvatlas::eviction

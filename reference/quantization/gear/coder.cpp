@@ -6,6 +6,7 @@
 #include "core/errors.hpp"
 #include "core/formats/dtype.hpp"
 #include "core/linalg/qr.hpp"
+#include "reference/primitives/numbers.hpp"
 #include "reference/primitives/selection.hpp"
 
 namespace kvatlas::gear_parts {
@@ -20,24 +21,6 @@ std::vector<std::byte> to_fp16(const linalg::Matrix& m) {
   std::vector<std::byte> out(values.size() * 2);
   num::store(Dtype::f16, values, out);
   return out;
-}
-
-float fp16_at(std::span<const std::byte> from, std::int64_t i) {
-  float x = 0;
-  num::load(Dtype::f16, from.subspan(static_cast<std::size_t>(i) * 2, 2), std::span(&x, 1));
-  return x;
-}
-
-void put_fp16(std::vector<std::byte>& to, float x) {
-  const float clamped = num::clamp(x, -65504.0F, 65504.0F);
-  to.resize(to.size() + 2);
-  num::store(Dtype::f16, std::span(&clamped, 1), std::span(to).last(2));
-}
-
-std::int64_t index_at(std::span<const std::byte> from, std::int64_t i, int bytes) {
-  std::int64_t x = 0;
-  for (int b = 0; b < bytes; ++b) x |= std::to_integer<std::int64_t>(from[static_cast<std::size_t>(i * bytes + b)]) << (8 * b);
-  return x;
 }
 
 /// Element e of vector v as a place in [kv_heads, n, dim]: keys have a vector a channel of all heads, values one a row.
@@ -67,7 +50,7 @@ void take_outliers(const Settings& s, Array& x, Block& block) {
     const float mean = num::lane_sum(values) / static_cast<float>(length);
     for (const Slots& slots : {top_k(negated, m), top_k(values, m)})
       for (const std::int64_t e : slots) {
-        put_fp16(block.outlier_values, values[static_cast<std::size_t>(e)]);
+        append_float(block.outlier_values, Dtype::f16, saturated_fp16(values[static_cast<std::size_t>(e)]));
         for (int b = 0; b < width; ++b) block.outlier_indices.push_back(static_cast<std::byte>((e >> (8 * b)) & 0xFF));
         at(e) = mean;
       }
@@ -147,8 +130,8 @@ void decode_block(const Settings& s, const Block& block, int head, std::int64_t 
   const std::int64_t begin = keys ? std::int64_t{head} * s.dim : first, count = m == 0 ? 0 : keys ? s.dim : rows;
   for (std::int64_t v = begin; v < begin + count; ++v)
     for (std::int64_t e = 0; e < 2 * m; ++e) {
-      const Place p = place(s, v, index_at(block.outlier_indices, v * 2 * m + e, width));
-      if (p.head == head && p.row >= first && p.row < first + rows) out(p.row - first, p.channel) = fp16_at(block.outlier_values, v * 2 * m + e);
+      const Place p = place(s, v, whole_at(block.outlier_indices, v * 2 * m + e, width));
+      if (p.head == head && p.row >= first && p.row < first + rows) out(p.row - first, p.channel) = float_at(block.outlier_values, Dtype::f16, v * 2 * m + e);
     }
   if (!low_rank || block.left.empty()) return;
   const std::int64_t rank = static_cast<std::int64_t>(block.right[h].size()) / 2 / s.dim;
@@ -235,7 +218,7 @@ void Coder::load(const std::string& prefix, std::span<const NamedBuffer> saved) 
     const int wide = index_bytes(s_, b.rows);
     bool good = static_cast<std::int64_t>(b.outlier_values.size()) == 2 * outliers && static_cast<std::int64_t>(b.outlier_indices.size()) == wide * outliers;
     for (std::int64_t e = 0; good && e < outliers; ++e)
-      good = index_at(b.outlier_indices, e, wide) < vector_length(s_, b.rows) && num::is_finite(fp16_at(b.outlier_values, e));
+      good = whole_at(b.outlier_indices, e, wide) < vector_length(s_, b.rows) && num::is_finite(float_at(b.outlier_values, Dtype::f16, e));
     if (!good)
       throw InvalidArgument(cat("buffers ", prefix, "block", i, "_outlier_values and _outlier_indices must hold ", outliers,
                                 " finite values and places below ", vector_length(s_, b.rows)));
@@ -247,7 +230,7 @@ void Coder::load(const std::string& prefix, std::span<const NamedBuffer> saved) 
         bool fits = rank > 0 && static_cast<std::int64_t>(b.left.back().size()) == 2 * b.rows * rank &&
                     static_cast<std::int64_t>(b.right.back().size()) == 2 * s_.dim * rank;
         for (const auto* part : {&b.left.back(), &b.right.back()})
-          for (std::int64_t e = 0; fits && e < static_cast<std::int64_t>(part->size()) / 2; ++e) fits = num::is_finite(fp16_at(*part, e));
+          for (std::int64_t e = 0; fits && e < static_cast<std::int64_t>(part->size()) / 2; ++e) fits = num::is_finite(float_at(*part, Dtype::f16, e));
         if (!fits)
           throw InvalidArgument(cat("buffers ", prefix, "block", i, "_left/", h, " and _right/", h, " must be finite factors of ", b.rows, " rows and ", s_.dim, " channels"));
       }

@@ -3,44 +3,30 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/arith.hpp"
 #include "core/errors.hpp"
 #include "core/formats/dtype.hpp"
 #include "core/formats/int_codes.hpp"
+#include "reference/primitives/numbers.hpp"
 #include "reference/primitives/selection.hpp"
 
 namespace kvatlas::kvquant_parts {
 
 namespace {
 
-constexpr float kLargest = 65504.0F;
-float fp16(float x) { return num::round_to(Dtype::f16, num::clamp(x, -kLargest, kLargest)); }
-
-void put(std::vector<std::byte>& to, Dtype type, float x) {
-  const auto bytes = static_cast<std::size_t>(bytes_of(type));
-  to.resize(to.size() + bytes);
-  num::store(type, std::span(&x, 1), std::span(to).last(bytes));
-}
-float get(std::span<const std::byte> from, Dtype type, std::int64_t i) {
-  const auto bytes = static_cast<std::size_t>(bytes_of(type));
-  float x = 0;
-  num::load(type, from.subspan(static_cast<std::size_t>(i) * bytes, bytes), std::span(&x, 1));
-  return x;
-}
-std::int64_t get_index(std::span<const std::byte> from, std::int64_t i, int bytes) {
-  std::int64_t x = 0;
-  for (int b = 0; b < bytes; ++b) x |= std::to_integer<std::int64_t>(from[static_cast<std::size_t>(i * bytes + b)]) << (8 * b);
-  return x;
-}
-
-/// Extremes of a token: its n largest and n smallest values by `score`, channels ascending, and the next one on each side.
+/// Extremes of a token: its n largest values by `score` and the n smallest of the others, channels ascending, and the next one on
+/// each side.
 struct Extremes {
   Slots high, low;
   float next_high = 0, next_low = 0;
 };
 Extremes extremes(std::span<const float> score, int n) {
+  Extremes e;
+  e.high = top_k(score, n);
   std::vector<float> negated(score.begin(), score.end());
   for (float& f : negated) f = -f;
-  Extremes e{.high = top_k(score, n), .low = top_k(negated, n)};
+  for (const std::int64_t at : e.high) negated[static_cast<std::size_t>(at)] = -num::infinity();  // equal values: a channel is listed once
+  e.low = top_k(negated, n);
   std::vector<float> sorted(score.begin(), score.end());
   std::ranges::sort(sorted);
   e.next_high = sorted[sorted.size() - 1 - static_cast<std::size_t>(n)];
@@ -70,8 +56,8 @@ Tables calibrate(const Settings& s, View<const float> rows) {
     for (std::int64_t c = 0; c < hidden; ++c) {
       for (std::int64_t i = 0; i < n; ++i) channel[static_cast<std::size_t>(i)] = all.view()(i, c);
       std::ranges::sort(channel);
-      t.lower.push_back(fp16(static_cast<float>(kvquant_nuq::percentile(channel, s.outliers / 2))));
-      t.upper.push_back(fp16(static_cast<float>(kvquant_nuq::percentile(channel, 1 - s.outliers / 2))));
+      t.lower.push_back(saturated_fp16(static_cast<float>(kvquant_nuq::percentile(channel, s.outliers / 2))));
+      t.upper.push_back(saturated_fp16(static_cast<float>(kvquant_nuq::percentile(channel, 1 - s.outliers / 2))));
       const Range r = channel_range(t, static_cast<std::size_t>(c));
       if (r.range == 0) continue;
       for (std::int64_t i = 0; i < n; ++i) {
@@ -118,7 +104,7 @@ void Coder::append_token(std::span<const float> token) {
     for (std::size_t c = 0; c < codes.size(); ++c) {
       const Range of = channel_range(tables_, c);
       r[c] = of.range == 0 ? 0.0F : (token[c] - of.offset) / of.range;
-      codes[c] = nearest_entry(tables_.codebook, r[c]);
+      codes[c] = kvquant_nuq::nearest_entry(tables_.codebook, r[c]);
     }
     const auto keep = [&](const Slots& slots, bool upper) {
       for (const std::int64_t at : slots) {
@@ -135,10 +121,10 @@ void Coder::append_token(std::span<const float> token) {
     }
   } else {
     const Extremes e = extremes(token, n);
-    const float scale = s_.storage == Storage::paper ? fp16((e.next_high - e.next_low) / 2.0F) : (e.next_high - e.next_low) / 2.0F;
-    const float middle = s_.storage == Storage::paper ? fp16((e.next_high + e.next_low) / 2.0F) : (e.next_high + e.next_low) / 2.0F;
+    const float scale = s_.storage == Storage::paper ? saturated_fp16((e.next_high - e.next_low) / 2.0F) : (e.next_high - e.next_low) / 2.0F;
+    const float middle = s_.storage == Storage::paper ? saturated_fp16((e.next_high + e.next_low) / 2.0F) : (e.next_high + e.next_low) / 2.0F;
     for (std::size_t c = 0; c < codes.size(); ++c)
-      codes[c] = scale == 0 ? std::uint8_t{0} : nearest_entry(tables_.codebook, (token[c] - middle) / scale);
+      codes[c] = scale == 0 ? std::uint8_t{0} : kvquant_nuq::nearest_entry(tables_.codebook, (token[c] - middle) / scale);
     const auto forced = static_cast<std::uint8_t>((1 << (s_.bits - 1)) - 1);  // an entry near the middle
     for (const Slots& slots : {e.low, e.high})
       for (const std::int64_t at : slots) {
@@ -146,16 +132,16 @@ void Coder::append_token(std::span<const float> token) {
         outliers.emplace_back(at, token[static_cast<std::size_t>(at)] - entry(forced, scale, middle));
       }
     if (s_.storage == Storage::paper) {
-      put(ranges_, Dtype::f16, scale);
-      put(ranges_, Dtype::f16, middle);
+      append_float(ranges_, Dtype::f16, scale);
+      append_float(ranges_, Dtype::f16, middle);
     } else {
-      for (std::uint32_t code = 0; code < (1U << s_.bits); ++code) put(ranges_, Dtype::f32, entry(code, scale, middle));
+      for (std::uint32_t code = 0; code < (1U << s_.bits); ++code) append_float(ranges_, Dtype::f32, entry(code, scale, middle));
     }
   }
   std::ranges::sort(outliers, {}, &std::pair<std::int64_t, float>::first);
   for (const auto& [at, value] : outliers) {
-    put(outlier_values_, value_type(s_), s_.storage == Storage::paper ? fp16(value) : value);
-    for (int b = 0; b < index_size(s_); ++b) outlier_indices_.push_back(static_cast<std::byte>((at >> (8 * b)) & 0xFF));
+    append_float(outlier_values_, value_type(s_), s_.storage == Storage::paper ? saturated_fp16(value) : value);
+    append_whole(outlier_indices_, at, index_size(s_));
   }
   for (std::size_t h = 0; h < heads_.size(); ++h) {
     const std::size_t at = heads_[h].size(), bytes = static_cast<std::size_t>(num::packed_bytes(s_.dim, s_.bits).value);
@@ -178,16 +164,16 @@ void Coder::read(int kv_head, std::int64_t first, View<float> out) const {
   for (std::int64_t i = 0; i < out.dim(0); ++i) {
     const std::int64_t row = first + i;
     Range of;
-    if (s_.side == Side::value && s_.storage == Storage::paper) of = {get(ranges_, Dtype::f16, 2 * row), get(ranges_, Dtype::f16, 2 * row + 1)};
+    if (s_.side == Side::value && s_.storage == Storage::paper) of = {float_at(ranges_, Dtype::f16, 2 * row), float_at(ranges_, Dtype::f16, 2 * row + 1)};
     for (std::int64_t c = 0; c < s_.dim; ++c) {
       const std::uint32_t code = num::code_at(codes + row * row_bytes, c, s_.bits);
       if (s_.side == Side::key) of = channel_range(tables_, static_cast<std::size_t>(begin + c));
-      out(i, c) = s_.side == Side::value && s_.storage == Storage::released ? get(ranges_, Dtype::f32, (row << s_.bits) + code)
+      out(i, c) = s_.side == Side::value && s_.storage == Storage::released ? float_at(ranges_, Dtype::f32, (row << s_.bits) + code)
                                                                             : entry(code, of.range, of.offset);
     }
     for (std::int64_t e = row * listed; e < (row + 1) * listed; ++e) {
-      const std::int64_t c = get_index(outlier_indices_, e, index_size(s_)) - begin;
-      if (c >= 0 && c < s_.dim) out(i, c) = out(i, c) + get(outlier_values_, value_type(s_), e);
+      const std::int64_t c = whole_at(outlier_indices_, e, index_size(s_)) - begin;
+      if (c >= 0 && c < s_.dim) out(i, c) = out(i, c) + float_at(outlier_values_, value_type(s_), e);
     }
   }
 }
@@ -205,11 +191,11 @@ void Coder::buffers(const std::string& prefix, std::vector<NamedBuffer>& out) co
   std::vector<std::byte> thresholds, codebook;
   if (rows_ > 0) {
     for (const auto* part : {&tables_.lower, &tables_.upper})
-      for (const float f : *part) put(thresholds, Dtype::f16, f);
-    for (const float f : tables_.codebook) put(codebook, Dtype::f32, f);
+      for (const float f : *part) append_float(thresholds, Dtype::f16, f);
+    for (const float f : tables_.codebook) append_float(codebook, Dtype::f32, f);
     if (s_.q_norm) {
-      put(codebook, Dtype::f32, tables_.norm.scale);
-      put(codebook, Dtype::f32, tables_.norm.offset);
+      append_float(codebook, Dtype::f32, tables_.norm.scale);
+      append_float(codebook, Dtype::f32, tables_.norm.offset);
     }
   }
   if (s_.side == Side::key) add("thresholds", Scope::layer, "thresholds", std::move(thresholds));
@@ -227,7 +213,7 @@ void Coder::load(const std::string& prefix, std::span<const NamedBuffer> saved) 
   const auto finite = [&](const std::string& name, Dtype type) {
     const auto& bytes = find(name);
     for (std::int64_t i = 0; i < static_cast<std::int64_t>(bytes.size()) / bytes_of(type); ++i)
-      if (!num::is_finite(get(bytes, type, i))) throw InvalidArgument(cat("buffer ", prefix, name, " holds a number that is not finite"));
+      if (!num::is_finite(float_at(bytes, type, i))) throw InvalidArgument(cat("buffer ", prefix, name, " holds a number that is not finite"));
   };
   for (std::size_t h = 0; h < heads_.size(); ++h) {
     require(cat("codes/head", h), rows_ * row_bytes);
@@ -244,9 +230,12 @@ void Coder::load(const std::string& prefix, std::span<const NamedBuffer> saved) 
     finite("outlier_values", value_type(s_));
     outlier_values_ = find("outlier_values");
     outlier_indices_ = find("outlier_indices");
-    for (std::int64_t e = 0; e < rows_ * listed; ++e)
-      if (get_index(outlier_indices_, e, index_size(s_)) >= s_.hidden())
-        throw InvalidArgument(cat("buffer ", prefix, "outlier_indices holds ", get_index(outlier_indices_, e, index_size(s_)), ", must be below ", s_.hidden()));
+    for (std::int64_t e = 0; e < rows_ * listed; ++e) {
+      const std::int64_t at = whole_at(outlier_indices_, e, index_size(s_));
+      if (at >= s_.hidden()) throw InvalidArgument(cat("buffer ", prefix, "outlier_indices holds ", at, ", must be below ", s_.hidden()));
+      if (e % listed > 0 && whole_at(outlier_indices_, e - 1, index_size(s_)) >= at)
+        throw InvalidArgument(cat("buffer ", prefix, "outlier_indices: channel ", at, " of row ", e / listed, " must be above the one before it"));
+    }
   }
   const std::int64_t there = rows_ > 0 ? 1 : 0;
   if (s_.side == Side::key) {
@@ -258,12 +247,12 @@ void Coder::load(const std::string& prefix, std::span<const NamedBuffer> saved) 
   if (there == 0) return;
   Tables t;
   for (std::int64_t c = 0; s_.side == Side::key && c < s_.hidden(); ++c) {
-    t.lower.push_back(get(find("thresholds"), Dtype::f16, c));
-    t.upper.push_back(get(find("thresholds"), Dtype::f16, s_.hidden() + c));
+    t.lower.push_back(float_at(find("thresholds"), Dtype::f16, c));
+    t.upper.push_back(float_at(find("thresholds"), Dtype::f16, s_.hidden() + c));
     if (t.upper.back() < t.lower.back()) throw InvalidArgument(cat("buffer ", prefix, "thresholds: the upper one of channel ", c, " is below the lower one"));
   }
-  for (std::int64_t i = 0; i < (1 << s_.bits); ++i) t.codebook.push_back(get(find("codebook"), Dtype::f32, i));
-  if (s_.q_norm) t.norm = {get(find("codebook"), Dtype::f32, 1 << s_.bits), get(find("codebook"), Dtype::f32, (1 << s_.bits) + 1)};
+  for (std::int64_t i = 0; i < (1 << s_.bits); ++i) t.codebook.push_back(float_at(find("codebook"), Dtype::f32, i));
+  if (s_.q_norm) t.norm = {float_at(find("codebook"), Dtype::f32, 1 << s_.bits), float_at(find("codebook"), Dtype::f32, (1 << s_.bits) + 1)};
   tables_ = std::move(t);
 }
 

@@ -5,7 +5,6 @@
 #include <numeric>
 
 #include "core/arith64.hpp"
-#include "reference/primitives/group_quantizer.hpp"
 
 namespace kvatlas::kvquant_nuq {
 
@@ -132,6 +131,13 @@ std::vector<float> normal_codebook(int bits) {
   std::vector<float> out;
   for (const double v : all) out.push_back(static_cast<float>(v / largest));
   return out;
+}
+
+std::uint8_t nearest_entry(std::span<const float> codebook, float x) {
+  std::size_t best = 0;
+  for (std::size_t i = 1; i < codebook.size(); ++i)
+    if (std::fabs(x - codebook[i]) < std::fabs(x - codebook[best])) best = i;
+  return static_cast<std::uint8_t>(best);
 }
 
 Norm fit_norm(std::span<const float> values, std::span<const float> codebook) {

@@ -23,6 +23,9 @@ struct CodebookFit {
 /// With fewer different values than entries: entries evenly spaced over [-1, 1]. `weights` empty = all 1.
 CodebookFit fit_codebook(std::span<const float> values, std::span<const float> weights, int entries, const RandomStream& stream);
 
+/// The index of the entry nearest to x; the first of equally near ones.
+std::uint8_t nearest_entry(std::span<const float> codebook, float x);
+
 /// 2^bits entries evenly spaced over [-1, 1].
 std::vector<float> uniform_codebook(int bits);
 /// Percentiles of the normal distribution, scaled to [-1, 1]: 2^(bits-1) of its negative half and one more of the positive

@@ -7,24 +7,13 @@
 #include "core/errors.hpp"
 #include "core/formats/dtype.hpp"
 #include "core/formats/int_codes.hpp"
+#include "reference/primitives/numbers.hpp"
 
 namespace kvatlas::zipcache_sets {
 
 namespace {
 
 Dtype meta_dtype(const Settings& s) { return s.meta == MetaType::f32 ? Dtype::f32 : Dtype::f16; }
-
-void put(const Settings& s, std::vector<std::byte>& to, float x) {
-  const auto bytes = static_cast<std::size_t>(bytes_of(s.meta));
-  to.resize(to.size() + bytes);
-  num::store(meta_dtype(s), std::span(&x, 1), std::span(to).last(bytes));
-}
-float get(const Settings& s, std::span<const std::byte> from, std::int64_t i) {
-  const auto bytes = static_cast<std::size_t>(bytes_of(s.meta));
-  float x = 0;
-  num::load(meta_dtype(s), from.subspan(static_cast<std::size_t>(i) * bytes, bytes), std::span(&x, 1));
-  return x;
-}
 
 GroupQuantizer quantizer(const Settings& s, int bits) { return {.bits = bits, .work = Dtype::f32, .meta = s.meta}; }
 
@@ -46,7 +35,7 @@ void add_row(std::vector<std::byte>& to, std::span<const std::uint8_t> codes, in
 }
 
 /// Token of each row of a set in one head, ascending.
-std::vector<std::int64_t> tokens_of(const Tokens& t, int head, int set) {
+std::vector<std::int64_t> tokens_of(const CodedTokens& t, int head, int set) {
   std::vector<std::int64_t> out;
   const auto& mask = t.salient[static_cast<std::size_t>(head)];
   for (std::size_t i = 0; i < mask.size(); ++i)
@@ -62,8 +51,8 @@ Slots regular_tokens(std::span<const float> saliency, double share) {
   return top_k(negated, static_cast<std::int64_t>(share * static_cast<double>(saliency.size())));
 }
 
-Tokens compress(const Settings& s, View<const float> k, View<const float> v, std::vector<std::vector<std::uint8_t>> salient) {
-  Tokens t{.count = k.dim(1), .salient = std::move(salient), .v_factors = {}, .sets = {}};
+CodedTokens compress(const Settings& s, View<const float> k, View<const float> v, std::vector<std::vector<std::uint8_t>> salient) {
+  CodedTokens t{.count = k.dim(1), .salient = std::move(salient), .v_factors = {}, .sets = {}};
   std::vector<float> factors;
   for (std::int64_t h = 0; h < s.kv_heads; ++h)
     for (std::int64_t c = 0; c < s.v_dim; ++c) {
@@ -71,7 +60,7 @@ Tokens compress(const Settings& s, View<const float> k, View<const float> v, std
       for (std::int64_t i = 0; i < t.count; ++i) largest = num::max(largest, std::fabs(v(h, i, c)));
       const float factor = round_to(s.meta, std::sqrt(largest));
       factors.push_back(factor == 0 || !num::is_finite(factor) ? 1.0F : factor);
-      put(s, t.v_factors, factors.back());
+      append_float(t.v_factors, meta_dtype(s), factors.back());
     }
   for (int set = 0; set < 2; ++set) {
     Set& to = t.sets[set];
@@ -89,8 +78,8 @@ Tokens compress(const Settings& s, View<const float> k, View<const float> v, std
       for (int c = 0; c < s.k_dim; ++c) {
         for (std::size_t i = 0; i < n; ++i) x[i] = k(h, tokens[static_cast<std::size_t>(h)][i], c);
         const GroupQuantizer::Meta m = key.encode(x, of_channel);
-        put(s, to.k_minima, m.zero);
-        put(s, to.k_steps, m.scale);
+        append_float(to.k_minima, meta_dtype(s), m.zero);
+        append_float(to.k_steps, meta_dtype(s), m.scale);
         for (std::size_t i = 0; i < n; ++i) codes[i][static_cast<std::size_t>(h * s.k_dim + c)] = of_channel[i];
       }
     for (const auto& row : codes) add_row(to.k_codes, row, s.k_bits[set]);
@@ -103,15 +92,15 @@ Tokens compress(const Settings& s, View<const float> k, View<const float> v, std
           row[at] = v(h, tokens[static_cast<std::size_t>(h)][i], c) / factors[at];
         }
       const GroupQuantizer::Meta m = value.encode(row, row_codes);
-      put(s, to.v_minima, m.zero);
-      put(s, to.v_steps, m.scale);
+      append_float(to.v_minima, meta_dtype(s), m.zero);
+      append_float(to.v_steps, meta_dtype(s), m.scale);
       add_row(to.v_codes, row_codes, s.v_bits[set]);
     }
   }
   return t;
 }
 
-void read_keys(const Settings& s, const Tokens& t, int head, View<float> out) {
+void read_keys(const Settings& s, const CodedTokens& t, int head, View<float> out) {
   for (int set = 0; set < 2; ++set) {
     const Set& from = t.sets[set];
     const GroupQuantizer q = quantizer(s, s.k_bits[set]);
@@ -120,30 +109,30 @@ void read_keys(const Settings& s, const Tokens& t, int head, View<float> out) {
       const auto row = row_of(from.k_codes, i, s.k_width(), s.k_bits[set]);
       for (int c = 0; c < s.k_dim; ++c) {
         const int at = head * s.k_dim + c;
-        const GroupQuantizer::Meta m{.scale = get(s, from.k_steps, at), .zero = get(s, from.k_minima, at)};
+        const GroupQuantizer::Meta m{.scale = float_at(from.k_steps, meta_dtype(s), at), .zero = float_at(from.k_minima, meta_dtype(s), at)};
         out(tokens[static_cast<std::size_t>(i)], c) = q.decode(planar_code(row, at, s.k_bits[set]), m);
       }
     }
   }
 }
 
-void read_values(const Settings& s, const Tokens& t, int head, View<float> out) {
+void read_values(const Settings& s, const CodedTokens& t, int head, View<float> out) {
   for (int set = 0; set < 2; ++set) {
     const Set& from = t.sets[set];
     const GroupQuantizer q = quantizer(s, s.v_bits[set]);
     const std::vector<std::int64_t> tokens = tokens_of(t, head, set);
     for (std::int64_t i = 0; i < from.rows; ++i) {
       const auto row = row_of(from.v_codes, i, s.v_width(), s.v_bits[set]);
-      const GroupQuantizer::Meta m{.scale = get(s, from.v_steps, i), .zero = get(s, from.v_minima, i)};
+      const GroupQuantizer::Meta m{.scale = float_at(from.v_steps, meta_dtype(s), i), .zero = float_at(from.v_minima, meta_dtype(s), i)};
       for (int c = 0; c < s.v_dim; ++c) {
         const int at = head * s.v_dim + c;
-        out(tokens[static_cast<std::size_t>(i)], c) = q.decode(planar_code(row, at, s.v_bits[set]), m) * get(s, t.v_factors, at);
+        out(tokens[static_cast<std::size_t>(i)], c) = q.decode(planar_code(row, at, s.v_bits[set]), m) * float_at(t.v_factors, meta_dtype(s), at);
       }
     }
   }
 }
 
-void buffers(const Settings&, const Tokens& t, const std::string& prefix, std::vector<NamedBuffer>& out) {
+void buffers(const CodedTokens& t, const std::string& prefix, std::vector<NamedBuffer>& out) {
   const auto add = [&](const char* component, Side side, Scope scope, const std::string& name, std::vector<std::byte> bytes) {
     out.push_back({.name = prefix + name, .component = component, .side = side, .scope = scope, .bytes = std::move(bytes)});
   };
@@ -166,7 +155,7 @@ void buffers(const Settings&, const Tokens& t, const std::string& prefix, std::v
   }
 }
 
-Tokens load(const Settings& s, const std::string& prefix, std::span<const NamedBuffer> saved) {
+CodedTokens load(const Settings& s, const std::string& prefix, std::span<const NamedBuffer> saved) {
   const auto find = [&](const std::string& name) -> const std::vector<std::byte>& { return find_buffer(saved, prefix + name).bytes; };
   const auto require = [&](const std::string& name, std::int64_t bytes) -> const std::vector<std::byte>& {
     if (static_cast<std::int64_t>(find(name).size()) != bytes)
@@ -176,12 +165,12 @@ Tokens load(const Settings& s, const std::string& prefix, std::span<const NamedB
   const auto checked = [&](const std::string& name, std::int64_t numbers, bool sign) -> const std::vector<std::byte>& {
     const auto& bytes = require(name, numbers * bytes_of(s.meta));
     for (std::int64_t i = 0; i < numbers; ++i) {
-      const float x = get(s, bytes, i);
+      const float x = float_at(bytes, meta_dtype(s), i);
       if (!num::is_finite(x) || (!sign && x < 0)) throw InvalidArgument(cat("buffer ", prefix, name, " holds ", x, ", must be finite", sign ? "" : " and not negative"));
     }
     return bytes;
   };
-  Tokens t;
+  CodedTokens t;
   for (int set = 0; set < 2; ++set) {
     t.sets[set].rows = static_cast<std::int64_t>(find(cat(set == 0 ? "salient_" : "regular_", "k_codes")).size()) * 8 / (s.k_width() * s.k_bits[set]);
     t.count += t.sets[set].rows;

@@ -30,7 +30,7 @@ struct Set {
 };
 
 /// All compressed tokens of a layer.
-struct Tokens {
+struct CodedTokens {
   std::int64_t count = 0;
   std::vector<std::vector<std::uint8_t>> salient;  // per head and token: 1 = salient
   std::vector<std::byte> v_factors;                // root of the largest magnitude of each value channel; 1 for a channel of zeros
@@ -38,14 +38,14 @@ struct Tokens {
 };
 
 /// Codes keys and values [kv_heads, n, dim]; salient [kv_heads][n], equally many in every head.
-Tokens compress(const Settings& s, View<const float> k, View<const float> v, std::vector<std::vector<std::uint8_t>> salient);
+CodedTokens compress(const Settings& s, View<const float> k, View<const float> v, std::vector<std::vector<std::uint8_t>> salient);
 /// All tokens of one head, in the order of the text.
-void read_keys(const Settings& s, const Tokens& t, int head, View<float> out);
-void read_values(const Settings& s, const Tokens& t, int head, View<float> out);
+void read_keys(const Settings& s, const CodedTokens& t, int head, View<float> out);
+void read_values(const Settings& s, const CodedTokens& t, int head, View<float> out);
 
-void buffers(const Settings& s, const Tokens& t, const std::string& prefix, std::vector<NamedBuffer>& out);
+void buffers(const CodedTokens& t, const std::string& prefix, std::vector<NamedBuffer>& out);
 /// throws InvalidArgument for buffers that cannot be one cache's
-Tokens load(const Settings& s, const std::string& prefix, std::span<const NamedBuffer> saved);
+CodedTokens load(const Settings& s, const std::string& prefix, std::span<const NamedBuffer> saved);
 
 /// The `share` of n tokens with the lowest saliency, int(share * n) of them; of equal ones the earlier token.
 Slots regular_tokens(std::span<const float> saliency, double share);

@@ -5,7 +5,7 @@
 #include "core/errors.hpp"
 #include "core/rope.hpp"
 #include "reference/compose/recipe.hpp"
-#include "reference/primitives/eviction/observed.hpp"
+#include "reference/primitives/eviction/query_scorers.hpp"
 #include "tests/catch.hpp"
 #include "tests/support/fixture_f1.hpp"
 #include "tests/support/scenario.hpp"
@@ -63,7 +63,7 @@ TEST_CASE("attention within chunks looks both ways, weighs by the value and may 
   const LayerClass& c = run.shape().classes.front();
   const RopeTable rope(c.rope);
   const auto scores = [&](bool scaled, bool padded) {
-    return eviction::chunk_attention({.chunk = 2, .scaled = scaled, .padded = padded, .kernel = 1})
+    return eviction::non_causal_attention({.chunk = 2, .scaled = scaled, .padded = padded, .kernel = 1})
         .score({.c = c, .place = {}, .rows = rows, .queries = q.view(), .rope = rope})
         .front();
   };

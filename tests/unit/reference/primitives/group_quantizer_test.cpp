@@ -152,41 +152,35 @@ TEST_CASE("symmetric codes: scale from the largest magnitude, two's complement, 
   REQUIRE(q.decode(codes[0], m) == 0.0F);
 }
 
-TEST_CASE("a float zero point keeps its fraction, an integer one is rounded; half a step rounds up where the rule says so", "[unit]") {
+TEST_CASE("an integer zero point is rounded; one that its storage cannot hold makes the group degenerate", "[unit]") {
   std::vector<std::uint8_t> codes(4);
-  GroupQuantizer q{.bits = 4, .group_size = 4, .work = Dtype::f32, .meta = MetaType::f32, .scheme = QuantScheme::float_zero};
-  auto m = q.encode(std::vector<float>{-1, 2.75F, 0, 0.5F}, codes);  // scale 0.25, zero 4
-  REQUIRE(m.zero == 4.0F);
-  REQUIRE(ints(codes) == std::vector<int>{0, 15, 4, 6});
-  REQUIRE(q.decode(6, m) == 0.5F);
-  q.scheme = QuantScheme::integer_zero;
-  m = q.encode(std::vector<float>{-1.1F, 2.65F, 0, 0.5F}, codes);
+  GroupQuantizer q{.bits = 4, .group_size = 4, .work = Dtype::f32, .meta = MetaType::f32, .scheme = QuantScheme::integer_zero};
+  auto m = q.encode(std::vector<float>{-1.1F, 2.65F, 0, 0.5F}, codes);  // scale 0.25, zero 4
   REQUIRE(m.zero == 4.0F);
   REQUIRE(q.decode(4, m) == 0.0F);
-  q.scheme = QuantScheme::minmax;
-  q.rounding = QuantRounding::half_up;
-  m = q.encode(std::vector<float>{0, 15, 2.5F, 3.5F}, codes);
-  REQUIRE(ints(codes) == std::vector<int>{0, 15, 3, 4});
-}
-
-TEST_CASE("a codebook takes the first of two nearest entries", "[unit]") {
-  const GroupQuantizer q{.bits = 2, .group_size = 4, .work = Dtype::f32, .meta = MetaType::f32, .scheme = QuantScheme::codebook, .codebook = {-1, -0.25F, 0.25F, 1}};
-  std::vector<std::uint8_t> codes(4);
-  const auto m = q.encode(std::vector<float>{-2, 2, 0, 1.5F}, codes);
-  REQUIRE(ints(codes) == std::vector<int>{0, 3, 1, 3});
-  REQUIRE(q.decode(1, m) == -0.5F);
-  REQUIRE(nearest_entry(q.codebook, 0.625F) == 2);
+  q.meta = MetaType::f16;
+  for (const float sign : {1.0F, -1.0F}) {
+    // Scale 0.001, zero point about -100,000 steps: beyond fp16's 65504. Codes around a clamped one would decode to 65.5.
+    m = q.encode(std::vector<float>{sign * 100.0F, sign * 100.005F, sign * 100.01F, sign * 100.015F}, codes);
+    CAPTURE(sign, m.scale, m.zero);
+    REQUIRE(m.scale == 0.0F);
+    REQUIRE(std::fabs(q.decode(codes[2], m) - sign * 100.0F) <= 0.04F);
+    REQUIRE(ints(codes) == std::vector<int>{0, 0, 0, 0});
+    // Ten times the range: 10,000 steps are held.
+    m = q.encode(std::vector<float>{sign * 100.0F, sign * 100.05F, sign * 100.1F, sign * 100.15F}, codes);
+    REQUIRE(m.scale > 0.0F);
+  }
 }
 
 TEST_CASE("no group of finite values decodes to NaN or infinity: constants, zeros, subnormals, extremes, every scheme and storage", "[unit]") {
   const std::vector<std::vector<float>> groups{{0, 0, 0, 0}, {-0.0F, 0, 0, -0.0F}, {3.25F, 3.25F, 3.25F, 3.25F}, {1e-45F, 0, -1e-45F, 1e-39F},
                                                {3.4e38F, -3.4e38F, 0, 1}, {1e38F, 1e38F, 1e38F, 1e38F}, {65504, -65504, 0, 1}, {-7e-8F, 7e-8F, 0, 0}, {500, 501, 502, 503}};
-  for (const QuantScheme scheme : {QuantScheme::minmax, QuantScheme::integer_zero, QuantScheme::float_zero, QuantScheme::absmax, QuantScheme::codebook})
+  for (const QuantScheme scheme : {QuantScheme::minmax, QuantScheme::integer_zero, QuantScheme::absmax})
     for (const MetaType meta : {MetaType::f32, MetaType::bf16, MetaType::f16, MetaType::e4m3})
       for (const Dtype work : {Dtype::f32, Dtype::bf16, Dtype::f16})
         for (const auto& group : groups) {
           if (meta == MetaType::e4m3 && scheme != QuantScheme::absmax) continue;
-          const GroupQuantizer q{.bits = 2, .group_size = 4, .work = work, .meta = meta, .scheme = scheme, .codebook = {-1, -0.25F, 0.25F, 1}};
+          const GroupQuantizer q{.bits = 2, .group_size = 4, .work = work, .meta = meta, .scheme = scheme};
           std::vector<std::uint8_t> codes(4, 9);
           const auto m = q.encode(group, codes);
           CAPTURE(static_cast<int>(scheme), static_cast<int>(meta), static_cast<int>(work), group[0], m.scale, m.zero);
@@ -197,15 +191,8 @@ TEST_CASE("no group of finite values decodes to NaN or infinity: constants, zero
         }
 }
 
-TEST_CASE("planar groups: byte j holds codes j, j + n/2, ...; a group ends on a whole byte", "[unit]") {
-  const GroupQuantizer q{.bits = 2, .group_size = 8, .work = Dtype::f32, .meta = MetaType::f32, .order = CodeOrder::planar};
-  GroupRows rows(q, 8);
-  const std::vector<float> x{0, 1, 2, 3, 0, 1, 2, 3};
-  rows.append({x.data(), {1, 8}});
-  REQUIRE(ints(rows.codes()) == std::vector<int>{0x88, 0xDD});
-  Array back({1, 8});
-  rows.read(0, back.view());
-  REQUIRE(back.values() == x);
+TEST_CASE("a group ends on a whole byte", "[unit]") {
+  const std::vector<float> x{0, 1, 2, 3};
   GroupRows three({.bits = 3, .group_size = 4}, 4);
   three.append({x.data(), {1, 4}});
   REQUIRE(three.codes().size() == 2);  // 12 bits

@@ -1,6 +1,7 @@
 #include "reference/primitives/record_store.hpp"
 
 #include "core/errors.hpp"
+#include "reference/compose/recipe.hpp"
 #include "tests/catch.hpp"
 #include "tests/support/scenario.hpp"
 
@@ -106,3 +107,20 @@ TEST_CASE("records: the ledger counts records, what waits and sinks, and the pla
   CHECK(ledger.of("residual", Side::key).value == 1 * 16 * runs);
   CHECK(ledger.prefill().value == 2 * (20 * 16 * runs + 10));
 }
+
+#ifndef KVATLAS_POISON_FORMULAS
+TEST_CASE("records: state that a sequence takes from its first call counts once a sequence, given state once a layer", "[unit]") {
+  const CacheShape shape = uniform_shape(3, 2, 2, 64, Dtype::bf16);
+  const auto bytes = [&](const char* recipe, const char* component, int sequences) {
+    const MethodChoice m = parse_choice(recipe);
+    return formula_ledger(*m.method, m.row, shape, {.prompt = Tokens(10), .sequences = sequences}).of(component, Side::key).value;
+  };
+  CHECK(bytes("vidkv", "channels", 1) == 3 * 64 / 8);
+  CHECK(bytes("vidkv", "channels", 5) == 5 * 3 * 64 / 8);
+  CHECK(bytes("olive", "scales", 5) == 5 * 3 * 2 * 4);
+  CHECK(bytes("nvfp4_kv", "global_scale", 5) == 3 * 4);
+  CHECK(bytes("nvfp4_kv:calibrate=absmax_448", "global_scale", 5) == 5 * 3 * 4);
+  CHECK(bytes("fp8_kv:granularity=head", "scales", 5) == 3 * 2 * 4);
+  CHECK(bytes("fp8_kv:granularity=head,calibrate=true", "scales", 5) == 5 * 3 * 2 * 4);
+}
+#endif

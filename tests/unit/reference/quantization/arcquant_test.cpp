@@ -86,3 +86,17 @@ TEST_CASE("arcquant: channels that blocks do not fill are refused", "[unit]") {
   const MethodChoice m = parse_choice("arcquant:residual_channels=8");
   CHECK(why_not(*m.method, m.row, uniform_shape(1, 2, 1, 64, Dtype::bf16)) == "residual_channels is 8, must be a multiple of 16");
 }
+
+TEST_CASE("arcquant: a file names each channel of a head once", "[unit]") {
+  const MethodChoice m = parse_choice("arcquant");
+  const CacheShape shape = uniform_shape(1, 2, 2, 32, Dtype::f32);
+  TensorMap file;
+  NamedTensor& channels = file["layer0.k_channels"];
+  channels.dims = {2, 16};
+  for (int i = 0; i < 32; ++i) channels.values.push_back(static_cast<float>(i % 16 * 2));  // both heads alike
+  CHECK_NOTHROW(m.method->open(m.row, shape, {.trained = &file}));
+  channels.values[31] = 4;
+  CHECK_THROWS_WITH(m.method->open(m.row, shape, {.trained = &file}), "tensor \"layer0.k_channels\" names channel 4 twice in one head");
+  channels.values[31] = 32;
+  CHECK_THROWS_WITH(m.method->open(m.row, shape, {.trained = &file}), "tensor \"layer0.k_channels\" holds 32, must hold channels below 32");
+}

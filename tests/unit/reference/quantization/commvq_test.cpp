@@ -56,6 +56,6 @@ TEST_CASE("commvq: opens with its file alone, and rows stay plain until a flush"
   const std::vector<NamedBuffer> buffers = cache->buffers();
   CHECK(find_buffer(buffers, "layer0/k_indices/head0").bytes.size() == 8);  // two words of four bits a token
   trained["layer0.value_b1"].dims = {5};
-  CHECK_THROWS_WITH(m.method->open(m.row, shape, {.trained = &trained}), "commvq: tensor layer0.value_b1 has other axes than [16]");
+  CHECK_THROWS_WITH(m.method->open(m.row, shape, {.trained = &trained}), "tensor \"layer0.value_b1\" is [5], must be [16]");
   CHECK(refusal("commvq:entries=5", 64) == "entries is 5, must be a power of two: a codeword has whole bits");
 }

@@ -132,10 +132,10 @@ TEST_CASE("kivi: refusals name the field, the value and what is allowed", "[unit
   REQUIRE(refusal("kivi", shape) == "group_size is 32, must divide head_dim (80)");
   CacheShape windowed = uniform_shape(2, 4, 2, 64);
   windowed.classes.front().window = Tokens(512);
-  REQUIRE(refusal("kivi", windowed) == "a layer has a sliding window of 512 tokens, must have none: a key group leaves as a whole");
+  REQUIRE(refusal("kivi", windowed) == "a layer has a sliding window of 512 tokens, must have none: kivi keeps every row");
   CacheShape latent = uniform_shape(2, 4, 1, 64);
   latent.classes.front().kind = RowKind::latent;
-  REQUIRE(refusal("kivi", latent) == "a layer keeps latent rows, must keep keys and values: kivi codes them along different axes");
+  REQUIRE(refusal("kivi", latent) == "a layer keeps latent rows, must keep keys and values");
 }
 
 TEST_CASE("kivi: the released path moves the packed cache about three times", "[unit]") {

@@ -79,6 +79,31 @@ TEST_CASE("kvquant: a constant channel decodes to its value, a constant token to
   CHECK(out.values() == std::vector<float>(40, -0.5F));
 }
 
+TEST_CASE("kvquant: equal values: a channel is in one list of extremes, and a saved token that lists one twice is refused", "[unit]") {
+  // 1.0005 is no fp16 number: what the range misses is in the lists, once.
+  const Settings v{.kv_heads = 1, .dim = 8, .side = Side::value, .bits = 2, .outliers = 0.5};
+  REQUIRE(v.each_side() == 3);
+  Coder coder(v, {.lower = {}, .upper = {}, .codebook = kTable, .norm = {}});
+  const std::vector<float> token(8, 1.0005F);
+  coder.append({token.data(), {1, 1, 8}});
+  std::vector<NamedBuffer> saved;
+  coder.buffers("", saved);
+  std::vector<int> listed;
+  for (std::size_t i = 0; i < 6; ++i) listed.push_back(std::to_integer<int>(find_buffer(saved, "outlier_indices").bytes[2 * i]));
+  CHECK(listed == std::vector<int>{0, 1, 2, 3, 4, 5});
+  Array out({1, 8});
+  coder.read(0, 0, out.view());
+  for (std::size_t c = 0; c < 6; ++c) CHECK(std::fabs(out.values()[c] - 1.0005F) < 1e-6F);
+  for (NamedBuffer& b : saved)
+    if (b.name == "outlier_indices") b.bytes[2] = std::byte{0};
+  CHECK_THROWS_WITH(coder.fresh()->load("", saved), "buffer outlier_indices: channel 0 of row 0 must be above the one before it");
+}
+
+TEST_CASE("kvquant: an entry is the nearest, of two equally near ones the first", "[unit]") {
+  CHECK(kvquant_nuq::nearest_entry(kTable, 0.625F) == 2);
+  CHECK(kvquant_nuq::nearest_entry(kTable, 0.63F) == 3);
+}
+
 TEST_CASE("kvquant: percentiles are linear between neighbours; fits of few points fall back to even entries", "[unit]") {
   const std::vector<float> x{0, 10, 20, 30, 40};
   CHECK(kvquant_nuq::percentile(x, 0.5) == 20);

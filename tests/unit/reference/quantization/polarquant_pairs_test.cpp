@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "reference/compose/recipe.hpp"
 #include "tests/catch.hpp"
 #include "tests/support/side_rows.hpp"
 
@@ -38,4 +39,11 @@ TEST_CASE("polarquant_pairs: refusals say what is allowed", "[unit]") {
   CHECK(refusal("polarquant_pairs:residual_window=100", 64) == "residual_window is 100, must be a multiple of group_size (128)");
   CHECK(refusal("polarquant_pairs:v_bits=5", 64) == "v_bits is 5, must be 2, 4, 8 or 16");
   CHECK(refusal("polarquant_pairs:v_bits=4", 64) == "v_group_size is 128, must divide head_dim (64)");
+}
+
+TEST_CASE("polarquant_pairs: a head that rotates in part has channels without a partner, and is refused", "[unit]") {
+  const MethodChoice m = parse_choice("polarquant_pairs");
+  CHECK(why_not(*m.method, m.row, uniform_shape(1, 2, 1, 64, Dtype::bf16, {.rotary_dim = 32})) ==
+        "rotary_dim is 32 of 64, must be the whole head or 0: pairs of channels are those that RoPE turns together");
+  for (const int rotary : {0, 64}) CHECK(!why_not(*m.method, m.row, uniform_shape(1, 2, 1, 64, Dtype::bf16, {.rotary_dim = rotary})));
 }

@@ -17,6 +17,7 @@ TEST_CASE("polarquant: a zero vector keeps radius 0, the norm of every block is 
   const StoredSide zero = store_rows("polarquant", Side::key, 32, std::vector<float>(32, 0.0F));
   CHECK(zero.fp16("radii") == std::vector<float>{0, 0});
   CHECK(zero.decoded == std::vector<float>(32, 0.0F));
+  CHECK(zero.bytes("codes") == std::vector<int>(12, 0));  // the angle of (0, 0) is 0 at every level
   Random random(3);
   std::vector<float> x;
   for (int i = 0; i < 32; ++i) x.push_back(random.normal());

@@ -80,5 +80,5 @@ TEST_CASE("qjl: refusals say what is allowed", "[unit]") {
   CHECK(refusal("qjl:sketch_bits=128", 64) == "outlier_sketch_bits is 256, must be at most sketch_bits (128)");
   CHECK(refusal("qjl:residual_window=100", 64) == "residual_window is 100, must be a multiple of group_size (32)");
   CHECK(refusal("qjl:v_bits=3", 64) == "v_bits is 3, must be 2, 4 or 8");
-  CHECK(refusal("qjl", 64, RowKind::kv, Tokens(9)) == "a layer has a sliding window of 9 tokens, must have none: qjl codes several tokens together");
+  CHECK(refusal("qjl", 64, RowKind::kv, Tokens(9)) == "a layer has a sliding window of 9 tokens, must have none: qjl keeps every row");
 }

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "tests/catch.hpp"
 #include "tests/support/side_rows.hpp"
 
@@ -24,6 +26,19 @@ TEST_CASE("qserve_kv4: equal values decode to themselves, symmetric codes have n
   CHECK(s.bytes("codes") == std::vector<int>{0x97, 0xE3});
   CHECK(s.decoded == std::vector<float>{7, -7, 3, -2});
   CHECK(store_rows("qserve_kv4:bits=8", Side::value, 2, {0, 255}).decoded == std::vector<float>{0, 255});
+}
+
+TEST_CASE("qserve_kv4: rows at fp16's end decode to finite values near themselves", "[unit]") {
+  for (const float sign : {1.0F, -1.0F})
+    for (int steps = 1; steps < 64; ++steps) {  // lowest value 65504 - 32 steps, or -65504
+      const float far = sign * (65504.0F - 32.0F * static_cast<float>(steps));
+      for (const char* recipe : {"qserve_kv4", "qserve_kv4:bits=8"}) {
+        const StoredSide s = store_rows(recipe, Side::key, 4, {sign * 65504.0F, far, far, sign * 65504.0F});
+        CAPTURE(recipe, sign, steps, s.decoded);
+        for (const float f : s.decoded) CHECK(std::fabs(f) <= 65504.0F + 32.0F * static_cast<float>(steps));
+        CHECK(std::fabs(s.decoded[0] - sign * 65504.0F) <= 300.0F);  // three roundings of 2^-11, or the lowest for all
+      }
+    }
 }
 
 TEST_CASE("qserve_kv4: bits a value; refusals", "[unit]") {

@@ -62,7 +62,8 @@ TEST_CASE("rotatekv: tokens with the largest hidden values of the prompt stay pl
     CHECK(std::to_integer<int>(tokens[0]) == 4);
     CHECK(std::to_integer<int>(tokens[4]) == 7);
   }
-  CHECK(cache->content_counts().get("sink_tokens", -1) == 2);
+  CHECK(cache->content_counts().get("k_sinks", -1) == 2);
+  CHECK(cache->content_counts().get("v_sink_values", -1) == 2 * 64);
   CHECK(count_ledger(buffers).of("sink_rows", Side::key).value == 2 * (64 * 4 + 4));
   CHECK(count_ledger(buffers).of("codes", Side::key).value == 8 * 64 * 2 / 8);
 #ifndef KVATLAS_POISON_FORMULAS
@@ -88,5 +89,40 @@ TEST_CASE("rotatekv: shapes without a Hadamard matrix are refused, as is an orde
   TensorMap file;
   file["layer0.k_order"] = {.dims = {64}, .values = std::vector<float>(64, 1)};
   CHECK_THROWS_WITH(m.method->open(m.row, uniform_shape(1, 1, 1, 64, Dtype::bf16), {.trained = &file}),
-                    "tensor \"layer0.k_order\" must name each of 64 channels once");
+                    "tensor \"layer0.k_order\" names channel 1 twice");
 }
+
+#ifndef KVATLAS_POISON_FORMULAS
+TEST_CASE("rotatekv: layers of unlike widths choose different tokens, and the formula follows each; so does one side by itself", "[unit]") {
+  const CacheShape one = uniform_shape(2, 2, 2, 32, Dtype::f32, {.rotary_dim = 32});
+  CacheShape shape = one;
+  shape.classes.front().layers = {0};
+  shape.classes.push_back(shape.classes.front());
+  shape.classes.back().layers = {1};
+  shape.classes.back().v_dim = 64;
+  const auto run = [](KvCache& cache, const CacheShape& of) {
+    for (int layer = 0; layer < 2; ++layer) {
+      Array hidden({10, 6});
+      hidden.view()(4, 2) = -9;
+      hidden.view()(4, 3) = 8;
+      hidden.view()(layer == 0 ? 4 : 7, 0) = 7;  // one plain token in layer 0, two in layer 1
+      const Inputs in = inputs_for(of, layer, 0, 10, 3);
+      StepInput step = in.step();
+      step.hidden = hidden.view();
+      Array out({2, 10, of.class_of(layer).v_dim});
+      cache.forward(layer, step, out.view());
+    }
+    cache.end_prefill();
+  };
+  const MethodChoice m = parse_choice("rotatekv:group_size=32,head_group=2,sinks=3");
+  const auto cache = m.method->open(m.row, shape, {});
+  run(*cache, shape);
+  CHECK(cache->content_counts().get("k_sinks", -1) == 3);
+  CHECK(formula_ledger(*m.method, m.row, shape, {.prompt = Tokens(10)}, cache->content_counts()).total() == count_ledger(cache->buffers()).total());
+  const BoundRecipe bound = Recipe::parse("k=kivi:group_size=32,residual_window=32;v=rotatekv:group_size=32,head_group=2,sinks=3").bind(one);
+  const auto mixed = bound.open({});
+  run(*mixed, one);
+  CHECK(mixed->content_counts().get("v_sinks", -1) == 3);
+  CHECK(bound.ledger({.prompt = Tokens(10)}, mixed->content_counts()).total(Side::value) == count_ledger(mixed->buffers()).total(Side::value));
+}
+#endif

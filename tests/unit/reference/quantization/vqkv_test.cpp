@@ -74,9 +74,9 @@ TEST_CASE("vqkv: refuses to open without its file, and files that do not fit", "
   TensorMap books = small_books();
   CHECK(run_error(&books) == "");
   books["layer0.k_codebooks"].dims = {4, 2, 2};
-  CHECK(run_error(&books) == "vqkv: tensor layer0.k_codebooks has other axes than [2, 4, 2] (stages, entries, head_dim)");
+  CHECK(run_error(&books) == "tensor \"layer0.k_codebooks\" is [4, 2, 2], must be [2, 4, 2]");
   books.erase("layer0.v_codebooks");
   books["layer0.k_codebooks"].dims = {2, 4, 2};
-  CHECK(run_error(&books) == "vqkv: the trained file has no tensor layer0.v_codebooks, must have one for every layer and side");
+  CHECK(run_error(&books) == "trained file has no tensor \"layer0.v_codebooks\"");
   CHECK(refusal("vqkv:k_entries=1000", 64) == "k_entries is 1000, must be a power of two: an index has whole bits");
 }

@@ -20,7 +20,7 @@ TEST_CASE("zipcache: keys per channel of a set, values over all heads of a row a
       k.view()(0, t, c) = keys[t];
       v.view()(0, t, c) = c == 0 ? 4.0F * static_cast<float>(t) : 0.0F;  // channel 0: largest 12; the others are zeros
     }
-  const zipcache_sets::Tokens t = compress(s, k.view(), v.view(), {{1, 1, 0, 0}});
+  const zipcache_sets::CodedTokens t = compress(s, k.view(), v.view(), {{1, 1, 0, 0}});
   CHECK(t.sets[0].rows == 2);
   CHECK(std::to_integer<int>(t.sets[0].k_codes[0]) == 0x00);
   CHECK(std::to_integer<int>(t.sets[0].k_codes[4]) == 0xFF);

@@ -113,7 +113,8 @@ TEST_CASE("a bad channel file is refused with its tensor's name", "[unit]") {
   };
   REQUIRE(with({1, 2}, {7, 0}).empty());
   REQUIRE(with({1, 8}, {7, 0, 1, 2, 3, 4, 5, 6}).empty());
-  REQUIRE(with({2, 2}, {7, 0, 1, 2}) == "tensor \"layer1.channels\" must be [1, 2 or more]");
+  REQUIRE(with({2, 2}, {7, 0, 1, 2}) == "tensor \"layer1.channels\" is [2, 2], must be [1, any]");
+  REQUIRE(with({1, 1}, {7}) == "tensor \"layer1.channels\" names 1 channels a head, must name at least 2");
   REQUIRE(with({1, 2}, {8, 0}) == "tensor \"layer1.channels\" holds 8, must hold channels from 0 to 7");
   REQUIRE(with({1, 2}, {0.5F, 0}) == "tensor \"layer1.channels\" holds 0.5, must hold channels from 0 to 7");
   REQUIRE(with({1, 2}, {3, 3}) == "layer1.channels names channel 3 twice in one head");
