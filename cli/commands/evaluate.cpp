@@ -1,4 +1,6 @@
 // evaluate: quality through the compressed cache, on a model's weights or on captured queries, keys and values.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <map>
