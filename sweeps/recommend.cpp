@@ -9,6 +9,7 @@
 
 #include "core/errors.hpp"
 #include "core/parallel.hpp"
+#include "models/registry.hpp"
 #include "reference/registry.hpp"
 #include "sweeps/configuration.hpp"
 #include "sweeps/recommend_why.hpp"
@@ -175,22 +176,36 @@ std::string parse_grades(const std::string& text) {
 }
 
 QualityEvidence quality_of_store(const std::string& path) {
+  struct Row {
+    std::string model;
+    Quality quality;
+  };
   std::optional<Database> db;
   open_for_reading(db, path);
-  std::map<std::pair<std::string, std::string>, std::vector<Quality>> rows;
+  std::map<std::string, std::vector<Row>> rows;  // by recipe
   Statement s(*db, "SELECT model, recipe, retained, grade, quality_model, source, provenance FROM quality WHERE retained IS NOT NULL ORDER BY id");
   while (s.step())
-    rows[{std::string(s.text(0)), std::string(s.text(1))}].push_back(
-        {.value = s.number(2), .grade = std::string(s.text(3)), .model = std::string(s.text(4)), .source = std::string(s.text(5)), .provenance = std::string(s.text(6))});
+    rows[std::string(s.text(1))].push_back(
+        {std::string(s.text(0)), {.value = s.number(2), .grade = std::string(s.text(3)), .model = std::string(s.text(4)), .source = std::string(s.text(5)), .provenance = std::string(s.text(6))}});
   return [rows](const models::Model& model, const Recipe& recipe, const std::string& accepted) -> std::optional<Quality> {
-    const auto found = rows.find({model.slug, recipe.canonical()});
+    const auto found = rows.find(recipe.canonical());
     if (found == rows.end()) return std::nullopt;
+    // What was measured or published for one model is a figure of its family (F: the name's first word) or a proxy (X) for others.
+    const auto grade_for = [&](const Row& r) {
+      if (r.model == model.slug) return r.quality.grade.front();
+      if (r.quality.grade != "M" && r.quality.grade != "P") return '-';
+      const auto word = [](const std::string& slug) { return slug.substr(0, slug.find('-')); };
+      return word(r.model) == word(model.slug) ? 'F' : 'X';
+    };
     // The strongest accepted grade counts, and within it the worst figure: a limit must hold for every task that was tried.
     for (const char grade : std::string_view("MPCFX")) {
       std::optional<Quality> worst;
       if (accepted.find(grade) == std::string::npos) continue;
-      for (const Quality& q : found->second)
-        if (q.grade.front() == grade && (!worst || *q.value < *worst->value)) worst = q;
+      for (const Row& r : found->second)
+        if (grade_for(r) == grade && (!worst || *r.quality.value < *worst->value)) {
+          worst = r.quality;
+          worst->grade = std::string(1, grade);
+        }
       if (worst) return worst;
     }
     return std::nullopt;

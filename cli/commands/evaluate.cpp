@@ -1,26 +1,19 @@
 // evaluate: quality through the compressed cache, on a model's weights or on captured queries, keys and values.
 #include <algorithm>
-#include <cmath>
-#include <fmt/core.h>
 #include <map>
 #include <ostream>
 
 #include "cli/commands/command.hpp"
 #include "cli/commands/support/evaluation.hpp"
+#include "cli/commands/support/evaluation_rows.hpp"
 #include "cli/commands/support/options.hpp"
-#include "cli/commands/support/record.hpp"
-#include "cli/commands/support/table.hpp"
 #include "core/io/safetensors.hpp"
-#include "models/evaluation/captured.hpp"
-#include "models/evaluation/task_protocol.hpp"
 #include "models/evaluation/tasks.hpp"
-#include "models/evaluation/text_protocol.hpp"
+#include "models/registry.hpp"
 
 namespace kvatlas::cli {
 
 namespace {
-
-using models::Estimate;
 
 const Usage& evaluate_usage() {
   static const Usage u{
@@ -38,6 +31,9 @@ const Usage& evaluate_usage() {
                         Option::integer("trials", 1, 100000, "cases of each task", "20"),
                         Option::integer("probes", 1, 4096, "tokens decoded in each captured prompt", "32"),
                         Option::text("trained", "FILE", "safetensors of trained parts, where a method needs them"),
+                        Option::text("db", "FILE", "store that the figures join; `recommend --db` reads them there"),
+                        Option::text("model", "M", "model of the zoo that the weights are: the name of the figures in --db"),
+                        Option::text("against", "FILE", "JSON of another run: how well its ranking of methods agrees with this one"),
                         Option::integer("seed", 0, 2147483647, "seed of the bootstrap, of tasks and of methods that draw", "0")}}),
       .note = "`full` is always scored; intervals are 95% of a paired bootstrap against it. `tied`: the change is below what a\n"
               "run of this size detects in four of five cases. Grades: M measured on this model, C error on captured rows."};
@@ -59,120 +55,7 @@ std::vector<std::string> parse_tasks(const Parsed& p) {
   return tasks;
 }
 
-/// Parameters of the recipe's main method, by name, in their own types.
-Json params_of(const Recipe& recipe) {
-  Json params = Json::object();
-  const MethodChoice& choice = recipe.rules().back().key;
-  for (std::size_t i = 0; i < choice.method->params.size(); ++i)
-    params[choice.method->params[i].name] = param_value(choice.method->params[i], choice.row[i]);
-  return params;
-}
-
-Json pair(const Estimate& e) { return Json::array({e.ci95[0], e.ci95[1]}); }
-
-double mean_of(const std::vector<double>& x) {
-  double sum = 0;
-  for (const double v : x) sum += v;
-  return x.empty() ? 0 : sum / static_cast<double>(x.size());
-}
-
-/// What all rows of a run say.
-struct Run {
-  std::string quality_model, text_hash, protocol, grade;
-  std::int64_t context = 0, seed = 0;
-  Dtype dtype = Dtype::bf16;
-};
-
-/// A row with every key of the contract; what was not measured is null.
-Json empty_row(const Run& run, const std::string& label, const Recipe* recipe) {
-  Json row{{"method", label}, {"params", recipe == nullptr ? Json::object() : params_of(*recipe)}, {"quality_model", run.quality_model},
-           {"context", run.context}, {"protocol", run.protocol}, {"seed", run.seed}, {"text_hash", run.text_hash},
-           {"dtype", name_of(run.dtype)}};
-  for (const char* key : {"n", "perplexity", "perplexity_full", "delta_perplexity", "kl_mean", "kl_p99", "kl_max", "top1_agreement", "ci95",
-                          "min_detectable", "verdict", "attention_rel_error", "attention_rel_error_by_layer", "retained_mass", "tasks",
-                          "stored_bytes", "dense_bytes", "size_factor"})
-    row[key] = nullptr;
-  row["grade"] = run.grade;
-  row["provenance"] = "measured";
-  row["failure"] = nullptr;
-  return row;
-}
-
-void fill_bytes(Json& row, Bytes stored, Bytes dense) {
-  row["stored_bytes"] = stored.value;
-  row["dense_bytes"] = dense.value;
-  row["size_factor"] = stored.value > 0 ? Json(static_cast<double>(dense.value) / static_cast<double>(stored.value)) : Json(nullptr);
-}
-
-void fill_text(Json& row, const models::TextResult& r, const models::TextSummary& s, bool baseline) {
-  row["n"] = s.n;
-  row["perplexity"] = s.perplexity.value;
-  row["perplexity_full"] = s.perplexity_full.value;
-  row["delta_perplexity"] = s.delta_perplexity.value;
-  row["kl_mean"] = s.kl_mean.value;
-  row["kl_p99"] = s.kl_p99;
-  row["kl_max"] = s.kl_max;
-  row["top1_agreement"] = s.top1_agreement.value;
-  row["ci95"] = {{"perplexity", pair(s.perplexity)}, {"delta_perplexity", pair(s.delta_perplexity)}, {"kl_mean", pair(s.kl_mean)},
-                 {"top1_agreement", pair(s.top1_agreement)}};
-  row["min_detectable"] = {{"delta_perplexity", s.delta_perplexity.min_detectable}, {"kl_mean", s.kl_mean.min_detectable},
-                           {"top1_agreement", s.top1_agreement.min_detectable}};
-  row["verdict"] = baseline ? Json("baseline") : Json(models::name_of(models::verdict_of(s)));
-  row["attention_rel_error"] = mean_of(r.attention_error);
-  row["attention_rel_error_by_layer"] = r.attention_error;
-  fill_bytes(row, r.stored, r.dense);
-}
-
-void fill_tasks(Json& row, const models::TaskResults& r, const models::Bootstrap& bootstrap) {
-  Json tasks = Json::object();
-  for (const models::TaskResult& t : r.tasks) {
-    Json task{{"n", t.exact[0].size()}};
-    Json intervals = Json::object();
-    for (std::size_t way = 0; way < models::kAsked.size(); ++way) {
-      const Estimate e = models::mean_of_trials(t.exact[way], bootstrap);
-      task[models::kAsked[way]] = e.value;
-      task[cat(models::kAsked[way], "_log_probability")] = mean_of(t.log_probability[way]);
-      intervals[models::kAsked[way]] = pair(e);
-    }
-    task["ci95"] = intervals;
-    tasks[t.task] = task;
-  }
-  row["tasks"] = tasks;
-}
-
-std::string spell_json(const Json& value, const char* format = "{:.4g}") {
-  return value.is_number() ? fmt::format(fmt::runtime(format), value.get<double>()) : "-";
-}
-
-void print_rows(const Streams& io, const Json& rows, const Run& run) {
-  io.out << run.quality_model << ", context " << run.context << ", " << name_of(run.dtype) << ", protocol " << run.protocol << ", grade " << run.grade << "\n\n";
-  Table table({{"method"}, {"size", Align::right}, {"perplexity", Align::right}, {"change", Align::right}, {"+-", Align::right},
-               {"KL mean", Align::right}, {"KL p99", Align::right}, {"top-1", Align::right}, {"attn err", Align::right}, {"verdict"}});
-  for (const Json& r : rows) {
-    const Json& detectable = r.at("min_detectable");
-    table.add({r.at("method").get<std::string>(), spell_json(r.at("size_factor"), "{:.2f}x"), spell_json(r.at("perplexity")),
-               spell_json(r.at("delta_perplexity"), "{:+.3g}"), detectable.is_null() ? "-" : spell_json(detectable.at("delta_perplexity"), "{:.2g}"),
-               spell_json(r.at("kl_mean"), "{:.3g}"), spell_json(r.at("kl_p99"), "{:.3g}"), spell_json(r.at("top1_agreement"), "{:.3f}"),
-               spell_json(r.at("attention_rel_error"), "{:.3g}"),
-               r.at("failure").is_string() ? r.at("failure").get<std::string>() : r.at("verdict").is_string() ? r.at("verdict").get<std::string>() : "-"});
-  }
-  table.print(io.out, 2);
-  bool headed = false;
-  Table tasks({{"method"}, {"task"}, {"before", Align::right}, {"after", Align::right}, {"second", Align::right}, {"n", Align::right}});
-  for (const Json& r : rows)
-    if (r.at("tasks").is_object())
-      for (const auto& [name, t] : r.at("tasks").items()) {
-        headed = true;
-        tasks.add({r.at("method").get<std::string>(), name, spell_json(t.at("before"), "{:.2f}"), spell_json(t.at("after"), "{:.2f}"),
-                   spell_json(t.at("second"), "{:.2f}"), spell_json(t.at("n"), "{:.0f}")});
-      }
-  if (headed) {
-    io.out << "\n  exact matches: question before compression, after it, second question on the same cache\n";
-    tasks.print(io.out, 2);
-  }
-}
-
-Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const OpenInputs& inputs, Run& run) {
+Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const OpenInputs& inputs, EvaluationRun& run) {
   const models::CapturedSet set = models::read_captures(p.text("capture"), run.dtype);
   run.quality_model = set.model;
   run.protocol = "captured";
@@ -180,13 +63,9 @@ Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const
   for (const models::CapturedPrompt& prompt : set.prompts) run.context = std::max(run.context, prompt.tokens);
   Json rows = Json::array();
   for (const Recipe& recipe : recipes) {
-    Json row = empty_row(run, recipe.canonical(), &recipe);
+    Json row = empty_row(run, recipe);
     try {
-      const models::CapturedScore score = models::score_captured(set, recipe, inputs, p.integer("probes"));
-      row["n"] = score.probes;
-      row["attention_rel_error"] = mean_of(score.attention_error);
-      row["attention_rel_error_by_layer"] = score.attention_error;
-      fill_bytes(row, score.stored, score.dense);
+      fill_captured(row, models::score_captured(set, recipe, inputs, p.integer("probes")));
     } catch (const Error& e) {
       row["failure"] = e.what();
     }
@@ -195,7 +74,7 @@ Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const
   return rows;
 }
 
-Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Recipe>& recipes, OpenInputs inputs, TensorMap& trained, Run& run) {
+Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Recipe>& recipes, OpenInputs inputs, TensorMap& trained, EvaluationRun& run) {
   const std::vector<std::string> tasks = parse_tasks(p);
   const std::string text = read_text_file(p.text("text"));
   run.text_hash = models::text_hash(text);
@@ -250,7 +129,10 @@ Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Reci
   const models::Bootstrap bootstrap{.seed = static_cast<std::uint64_t>(run.seed)};
   Json rows = Json::array();
   for (std::size_t i = 0; i < read.size(); ++i) {
-    Json row = empty_row(run, read[i].label, i == 0 ? nullptr : of_candidate[i - 1]);
+    const Recipe plain = Recipe::parse("full");
+    const Recipe& recipe = i == 0 ? plain : *of_candidate[i - 1];
+    Json row = empty_row(run, recipe);
+    if (read[i].label != recipe.canonical()) row["note"] = cat("layers with a window stay plain: ", read[i].label);
     if (read[i].failure) {
       row["failure"] = *read[i].failure;
     } else {
@@ -260,7 +142,7 @@ Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Reci
     rows.push_back(std::move(row));
   }
   for (const auto& [recipe, why] : refused) {
-    rows.push_back(empty_row(run, recipe->canonical(), recipe));
+    rows.push_back(empty_row(run, *recipe));
     rows.back()["failure"] = why;
   }
   return rows;
@@ -285,11 +167,17 @@ int run_evaluate(const Arguments& args, const Streams& io) {
       throw IoError(e.what());
     }
   }
-  Run run;
+  EvaluationRun run;
   run.seed = p.integer("seed");
   run.dtype = dtype_option(p);
   const OpenInputs inputs{.trained = trained.empty() ? nullptr : &trained, .seed = static_cast<std::uint64_t>(run.seed)};
-  const Json rows = p.has("capture") ? evaluate_capture(p, recipes, inputs, run) : evaluate_weights(p, io, recipes, inputs, trained, run);
+  const std::string model = p.has("model") ? models::find_model(p.text("model")).slug : "";
+  Json rows = p.has("capture") ? evaluate_capture(p, recipes, inputs, run) : evaluate_weights(p, io, recipes, inputs, trained, run);
+  if (p.has("against")) fill_transfer(rows, p.text("against"), {.seed = static_cast<std::uint64_t>(run.seed)});
+  if (p.has("db")) {
+    const std::string source = run.grade == "C" ? cat("captured rows, ", p.text("capture")) : cat("kvatlas evaluate, text ", run.text_hash, ", seed ", run.seed);
+    sweep::store_quality(p.text("db"), quality_rows(rows, model.empty() ? run.quality_model : model, source));
+  }
   if (p.json())
     print(io, rows);
   else

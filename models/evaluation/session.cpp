@@ -1,5 +1,7 @@
 #include "models/evaluation/session.hpp"
 
+#include <fmt/format.h>
+
 #include <array>
 #include <fmt/core.h>
 

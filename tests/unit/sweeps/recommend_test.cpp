@@ -6,6 +6,7 @@
 #include "models/registry.hpp"
 #include "reference/registry.hpp"
 #include "sweeps/json.hpp"
+#include "sweeps/quality.hpp"
 #include "sweeps/recommend_why.hpp"
 #include "sweeps/rerank.hpp"
 #include "sweeps/settings.hpp"
@@ -186,6 +187,26 @@ TEST_CASE("quality in a store is looked up by model, recipe and accepted grade",
   REQUIRE(look(m, Recipe::parse("kivi"), "X")->value == 0.7);
   REQUIRE_FALSE(look(m, Recipe::parse("kivi"), "PC"));
   REQUIRE_FALSE(look(m, Recipe::parse("full"), "MPCFX"));
+}
+
+TEST_CASE("an evaluation's figures speak for their model, for its family as F, for all others as a proxy", "[unit]") {
+  const TempFolder folder;
+  const std::filesystem::path path = folder / "e.sqlite";
+  const QualityRow row{.model = "qwen3-8b", .recipe = "kivi", .quality_model = "Qwen3 8B", .metric = "perplexity", .value = 30, .retained = 0.9,
+                       .context = 1024, .protocol = "a", .n = 256, .ci95_low = 29, .ci95_high = 31, .grade = "M", .source = "s"};
+  store_quality(path, std::vector{row});
+  QualityRow again = row;
+  again.retained = 0.8;
+  store_quality(path, std::vector{again});  // the same figure, measured anew
+  const QualityEvidence look = quality_of_store(path.string());
+  const models::Model &own = models::find_model("qwen3-8b"), &family = models::find_model("qwen3-32b"), &other = models::find_model("llama-3.1-8b");
+  REQUIRE(look(own, Recipe::parse("kivi"), "MPCFX")->value == 0.8);
+  REQUIRE(look(own, Recipe::parse("kivi"), "MPCFX")->grade == "M");
+  REQUIRE_FALSE(look(family, Recipe::parse("kivi"), "MPC"));
+  REQUIRE(look(family, Recipe::parse("kivi"), "MPFX")->grade == "F");
+  REQUIRE(look(family, Recipe::parse("kivi"), "X") == std::nullopt);
+  REQUIRE(look(other, Recipe::parse("kivi"), "MPCFX")->grade == "X");
+  REQUIRE(look(other, Recipe::parse("kivi"), "X")->model == "Qwen3 8B");
 }
 
 TEST_CASE("settings name parameters and recipes that exist, and each recipe once", "[unit]") {

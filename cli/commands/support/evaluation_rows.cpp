@@ -1,0 +1,209 @@
+#include "cli/commands/support/evaluation_rows.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <ostream>
+
+#include "cli/commands/support/table.hpp"
+#include "core/errors.hpp"
+#include "core/io/file.hpp"
+
+namespace kvatlas::cli {
+
+namespace {
+
+using models::Estimate;
+
+/// Parameters of the recipe's main method, by name, in their own types.
+Json params_of(const Recipe& recipe) {
+  Json params = Json::object();
+  const MethodChoice& choice = recipe.rules().back().key;
+  for (std::size_t i = 0; i < choice.method->params.size(); ++i)
+    params[choice.method->params[i].name] = param_value(choice.method->params[i], choice.row[i]);
+  return params;
+}
+
+Json pair(const Estimate& e) { return Json::array({e.ci95[0], e.ci95[1]}); }
+
+double mean_of(const std::vector<double>& x) {
+  double sum = 0;
+  for (const double v : x) sum += v;
+  return x.empty() ? 0 : sum / static_cast<double>(x.size());
+}
+
+void fill_bytes(Json& row, Bytes stored, Bytes dense) {
+  row["stored_bytes"] = stored.value;
+  row["dense_bytes"] = dense.value;
+  row["size_factor"] = stored.value > 0 ? Json(static_cast<double>(dense.value) / static_cast<double>(stored.value)) : Json(nullptr);
+}
+
+std::string spell_json(const Json& value, const char* format = "{:.4g}") {
+  return value.is_number() ? fmt::format(fmt::runtime(format), value.get<double>()) : "-";
+}
+
+/// What a row's method is ranked by: smaller is better. Null where it was not measured.
+Json rank_figure(const Json& row) {
+  for (const char* key : {"kl_mean", "attention_rel_error"})
+    if (row.contains(key) && row.at(key).is_number()) return row.at(key);
+  return nullptr;
+}
+
+/// Below this the ranking of one model says little about the other.
+constexpr double kTransfers = 0.6;
+
+}  // namespace
+
+Json empty_row(const EvaluationRun& run, const Recipe& recipe) {
+  Json row{{"method", recipe.canonical()}, {"params", params_of(recipe)}, {"quality_model", run.quality_model},
+           {"context", run.context}, {"protocol", run.protocol}, {"seed", run.seed}, {"text_hash", run.text_hash},
+           {"dtype", name_of(run.dtype)}};
+  for (const char* key : {"n", "perplexity", "perplexity_full", "delta_perplexity", "kl_mean", "kl_p99", "kl_max", "top1_agreement", "ci95",
+                          "min_detectable", "verdict", "attention_rel_error", "attention_rel_error_by_layer", "retained_mass", "tasks",
+                          "stored_bytes", "dense_bytes", "size_factor", "transfer", "note"})
+    row[key] = nullptr;
+  row["grade"] = run.grade;
+  row["provenance"] = "measured";
+  row["failure"] = nullptr;
+  return row;
+}
+
+void fill_text(Json& row, const models::TextResult& r, const models::TextSummary& s, bool baseline) {
+  row["n"] = s.n;
+  row["perplexity"] = s.perplexity.value;
+  row["perplexity_full"] = s.perplexity_full.value;
+  row["delta_perplexity"] = s.delta_perplexity.value;
+  row["kl_mean"] = s.kl_mean.value;
+  row["kl_p99"] = s.kl_p99;
+  row["kl_max"] = s.kl_max;
+  row["top1_agreement"] = s.top1_agreement.value;
+  row["ci95"] = {{"perplexity", pair(s.perplexity)}, {"delta_perplexity", pair(s.delta_perplexity)}, {"kl_mean", pair(s.kl_mean)},
+                 {"top1_agreement", pair(s.top1_agreement)}};
+  row["min_detectable"] = {{"delta_perplexity", s.delta_perplexity.min_detectable}, {"kl_mean", s.kl_mean.min_detectable},
+                           {"top1_agreement", s.top1_agreement.min_detectable}};
+  row["verdict"] = baseline ? Json("baseline") : Json(models::name_of(models::verdict_of(s)));
+  row["attention_rel_error"] = mean_of(r.attention_error);
+  row["attention_rel_error_by_layer"] = r.attention_error;
+  fill_bytes(row, r.stored, r.dense);
+}
+
+void fill_tasks(Json& row, const models::TaskResults& r, const models::Bootstrap& bootstrap) {
+  Json tasks = Json::object();
+  for (const models::TaskResult& t : r.tasks) {
+    Json task{{"n", t.exact[0].size()}};
+    Json intervals = Json::object();
+    for (std::size_t way = 0; way < models::kAsked.size(); ++way) {
+      const Estimate e = models::mean_of_trials(t.exact[way], bootstrap);
+      task[models::kAsked[way]] = e.value;
+      task[cat(models::kAsked[way], "_log_probability")] = mean_of(t.log_probability[way]);
+      intervals[models::kAsked[way]] = pair(e);
+    }
+    task["ci95"] = intervals;
+    tasks[t.task] = task;
+  }
+  row["tasks"] = tasks;
+}
+
+void fill_captured(Json& row, const models::CapturedScore& score) {
+  row["n"] = score.probes;
+  row["attention_rel_error"] = mean_of(score.attention_error);
+  row["attention_rel_error_by_layer"] = score.attention_error;
+  fill_bytes(row, score.stored, score.dense);
+}
+
+void fill_transfer(Json& rows, const std::string& other_file, const models::Bootstrap& bootstrap) {
+  const std::vector<std::byte> bytes = io::read_file(other_file);
+  const Json other = Json::parse(reinterpret_cast<const char*>(bytes.data()), reinterpret_cast<const char*>(bytes.data()) + bytes.size(), nullptr, false);
+  if (!other.is_array() || other.empty() || !other[0].is_object() || !other[0].contains("method"))
+    throw IoError(cat(other_file, " holds no rows, must be what kvatlas evaluate --json prints"));
+  std::vector<double> here, there;
+  for (const Json& r : rows)
+    for (const Json& o : other) {
+      if (!o.is_object() || o.value("method", Json()) != r.at("method") || r.at("method") == "full") continue;
+      const Json a = rank_figure(r), b = rank_figure(o);
+      if (a.is_null() || b.is_null()) continue;
+      here.push_back(a.get<double>());
+      there.push_back(b.get<double>());
+      break;
+    }
+  Json transfer{{"quality_model", other[0].value("quality_model", Json())}, {"methods", here.size()}, {"kendall_tau", nullptr}, {"ci95", nullptr}, {"verdict", "unknown: fewer than 3 methods in common"}};
+  if (here.size() >= 3) {
+    const Estimate tau = models::kendall_tau(here, there, bootstrap);
+    transfer["kendall_tau"] = tau.value;
+    transfer["ci95"] = pair(tau);
+    transfer["verdict"] = tau.value < kTransfers ? "does not transfer" : "transfers";
+  }
+  for (Json& r : rows) r["transfer"] = transfer;
+}
+
+std::vector<sweep::QualityRow> quality_rows(const Json& rows, const std::string& model, const std::string& source) {
+  std::vector<sweep::QualityRow> out;
+  const Json& full = rows.at(0);
+  for (const Json& r : rows) {
+    if (r.at("failure").is_string()) continue;
+    sweep::QualityRow q{.model = model, .recipe = r.at("method").get<std::string>(), .quality_model = r.at("quality_model").get<std::string>(), .metric = "",
+                        .retained = {}, .context = r.at("context").get<std::int64_t>(), .protocol = r.at("protocol").get<std::string>(),
+                        .n = r.at("n").get<std::int64_t>(), .ci95_low = {}, .ci95_high = {}, .grade = r.at("grade").get<std::string>(), .source = source};
+    const auto add = [&](const std::string& metric, const Json& value, const Json& interval, std::optional<double> retained) {
+      if (!value.is_number()) return;
+      q.metric = metric;
+      q.value = value.get<double>();
+      q.retained = retained ? std::optional(std::min(1.0, *retained)) : std::nullopt;
+      q.ci95_low = interval.is_array() ? std::optional(interval[0].get<double>()) : std::nullopt;
+      q.ci95_high = interval.is_array() ? std::optional(interval[1].get<double>()) : std::nullopt;
+      out.push_back(q);
+    };
+    const Json& ci = r.at("ci95");
+    if (r.at("perplexity").is_number()) {
+      add("perplexity", r.at("perplexity"), ci.at("perplexity"), r.at("perplexity_full").get<double>() / r.at("perplexity").get<double>());
+      add("kl_mean", r.at("kl_mean"), ci.at("kl_mean"), std::nullopt);
+      add("top1_agreement", r.at("top1_agreement"), ci.at("top1_agreement"), std::nullopt);
+    }
+    add("attention_rel_error", r.at("attention_rel_error"), nullptr, std::nullopt);
+    if (!r.at("tasks").is_object() || !full.at("tasks").is_object()) continue;
+    for (const auto& [name, task] : r.at("tasks").items())
+      for (const char* way : models::kAsked) {
+        q.n = task.at("n").get<std::int64_t>();
+        const double plain = full.at("tasks").at(name).at(way).get<double>();  // a task that the model itself fails says nothing
+        add(cat(name, ":", way), task.at(way), task.at("ci95").at(way), plain > 0 ? std::optional(task.at(way).get<double>() / plain) : std::nullopt);
+      }
+  }
+  return out;
+}
+
+void print_rows(const Streams& io, const Json& rows, const EvaluationRun& run) {
+  io.out << run.quality_model << ", context " << run.context << ", " << name_of(run.dtype) << ", protocol " << run.protocol << ", grade " << run.grade << "\n\n";
+  Table table({{"method"}, {"size", Align::right}, {"perplexity", Align::right}, {"change", Align::right}, {"+-", Align::right},
+               {"KL mean", Align::right}, {"KL p99", Align::right}, {"top-1", Align::right}, {"attn err", Align::right}, {"verdict"}});
+  for (const Json& r : rows) {
+    const Json& detectable = r.at("min_detectable");
+    table.add({r.at("method").get<std::string>(), spell_json(r.at("size_factor"), "{:.2f}x"), spell_json(r.at("perplexity")),
+               spell_json(r.at("delta_perplexity"), "{:+.3g}"), detectable.is_null() ? "-" : spell_json(detectable.at("delta_perplexity"), "{:.2g}"),
+               spell_json(r.at("kl_mean"), "{:.3g}"), spell_json(r.at("kl_p99"), "{:.3g}"), spell_json(r.at("top1_agreement"), "{:.3f}"),
+               spell_json(r.at("attention_rel_error"), "{:.3g}"),
+               r.at("failure").is_string() ? r.at("failure").get<std::string>() : r.at("verdict").is_string() ? r.at("verdict").get<std::string>() : "-"});
+  }
+  table.print(io.out, 2);
+  bool headed = false;
+  Table tasks({{"method"}, {"task"}, {"before", Align::right}, {"after", Align::right}, {"second", Align::right}, {"n", Align::right}});
+  for (const Json& r : rows)
+    if (r.at("tasks").is_object())
+      for (const auto& [name, t] : r.at("tasks").items()) {
+        headed = true;
+        tasks.add({r.at("method").get<std::string>(), name, spell_json(t.at("before"), "{:.2f}"), spell_json(t.at("after"), "{:.2f}"),
+                   spell_json(t.at("second"), "{:.2f}"), spell_json(t.at("n"), "{:.0f}")});
+      }
+  if (headed) {
+    io.out << "\n  exact matches: question before compression, after it, second question on the same cache\n";
+    tasks.print(io.out, 2);
+  }
+  for (const Json& r : rows)
+    if (r.at("note").is_string()) io.out << "\n  " << r.at("method").get<std::string>() << ": " << r.at("note").get<std::string>();
+  if (const Json& t = rows.at(0).at("transfer"); t.is_object())
+    io.out << "\n  ranking against " << t.at("quality_model").get<std::string>() << ", " << t.at("methods") << " methods: Kendall's tau "
+           << spell_json(t.at("kendall_tau"), "{:.2f}") << ", " << t.at("verdict").get<std::string>();
+  io.out << "\n";
+}
+
+
+}  // namespace kvatlas::cli

@@ -1,0 +1,40 @@
+// The rows of `evaluate`: one JSON object a method with every key of the contract, their table, and how rankings of two runs compare.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cli/commands/support/record.hpp"
+#include "core/layer_graph.hpp"
+#include "models/evaluation/captured.hpp"
+#include "models/evaluation/task_protocol.hpp"
+#include "models/evaluation/text_protocol.hpp"
+#include "reference/compose/recipe.hpp"
+#include "sweeps/quality.hpp"
+
+namespace kvatlas::cli {
+
+/// What all rows of a run say.
+struct EvaluationRun {
+  std::string quality_model, text_hash, protocol, grade;
+  std::int64_t context = 0, seed = 0;
+  Dtype dtype = Dtype::bf16;
+};
+
+/// A row with every key of the contract; what was not measured is null.
+Json empty_row(const EvaluationRun& run, const Recipe& recipe);
+void fill_text(Json& row, const models::TextResult& result, const models::TextSummary& summary, bool baseline);
+void fill_tasks(Json& row, const models::TaskResults& result, const models::Bootstrap& bootstrap);
+void fill_captured(Json& row, const models::CapturedScore& score);
+
+/// Adds to every row how well the ranking of this run's methods agrees with another run's rows: Kendall's tau over the methods that
+/// both ranked, by mean KL where it was measured, else by the error of attention.
+/// throws   IoError when the other file holds no rows of `evaluate`
+void fill_transfer(Json& rows, const std::string& other_file, const models::Bootstrap& bootstrap);
+
+/// Figures of the rows as a store keeps them.
+std::vector<sweep::QualityRow> quality_rows(const Json& rows, const std::string& model, const std::string& source);
+
+void print_rows(const Streams& io, const Json& rows, const EvaluationRun& run);
+
+}  // namespace kvatlas::cli

@@ -1,0 +1,23 @@
+#include "sweeps/quality.hpp"
+
+#include "sweeps/store.hpp"
+
+namespace kvatlas::sweep {
+
+void store_quality(const std::filesystem::path& path, std::span<const QualityRow> rows) {
+  Store store(path);
+  store.open_batch();
+  {
+    Statement s(store.database(),
+                "INSERT OR REPLACE INTO quality(model, recipe, quality_model, metric, value, retained, context, protocol, n, ci95_low, ci95_high, grade, source, provenance)"
+                " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'measured')");
+    for (const QualityRow& r : rows) {
+      s.bind(1, r.model).bind(2, r.recipe).bind(3, r.quality_model).bind(4, r.metric).bind(5, r.value).bind(6, r.retained).bind(7, r.context);
+      s.bind(8, r.protocol).bind(9, r.n).bind(10, r.ci95_low).bind(11, r.ci95_high).bind(12, r.grade).bind(13, r.source);
+      s.run();
+    }
+  }
+  store.commit_batch();
+}
+
+}  // namespace kvatlas::sweep

@@ -1,0 +1,32 @@
+// Quality figures in a store: what evaluations write and recommendations look up.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+
+namespace kvatlas::sweep {
+
+/// One figure of one recipe on one model.
+struct QualityRow {
+  std::string model;   // slug of the model that the row speaks for
+  std::string recipe;  // canonical
+  std::string quality_model;  // name of the weights that were run
+  std::string metric;         // "perplexity", "kl_mean", "passkey:after"
+  double value = 0;
+  std::optional<double> retained;  // share of the plain cache's quality, at most 1; none for metrics without such a reading
+  std::int64_t context = 0;
+  std::string protocol;
+  std::int64_t n = 0;
+  std::optional<double> ci95_low, ci95_high;
+  std::string grade;   // one of M, C, P, F, X
+  std::string source;  // the command, the text
+};
+
+/// Adds rows; a figure that is there already (same model, recipe, weights, metric, context, protocol) is replaced.
+/// throws IoError as Store does
+void store_quality(const std::filesystem::path& path, std::span<const QualityRow> rows);
+
+}  // namespace kvatlas::sweep

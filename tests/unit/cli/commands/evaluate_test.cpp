@@ -1,0 +1,167 @@
+// capture and evaluate as a user runs them, on a random byte-level model that the test writes.
+#include <nlohmann/json.hpp>
+
+#include "core/errors.hpp"
+#include "core/io/file.hpp"
+#include "core/io/safetensors.hpp"
+#include "core/philox.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/program.hpp"
+#include "tests/support/temp_folder.hpp"
+
+using namespace kvatlas;
+using nlohmann::json;
+using testing::kvatlas_run;
+
+namespace {
+
+constexpr int kHidden = 32, kWidth = 48, kVocabulary = 258, kLayers = 2, kHeadDim = 16, kQueryHeads = 4, kKvHeads = 2;
+
+struct Model {
+  testing::TempFolder folder;
+  std::string weights = folder.file("model.safetensors"), text = folder.file("text.txt");
+  Model() {
+    io::SafeTensors file;
+    std::uint32_t which = 0;
+    const auto put = [&](const std::string& name, std::vector<std::int64_t> dims, float scale, float centre) {
+      NamedTensor t{.dims = std::move(dims), .values = {}};
+      const std::int64_t n = io::element_count(t.dims);
+      for (std::int64_t i = 0; i < n; ++i)
+        t.values.push_back(centre + scale * (2.0F * random_uniform({.seed = 11, .layer = which}, static_cast<std::uint64_t>(i)) - 1.0F));
+      ++which;
+      file.tensors[name] = io::raw_f32(t, name);
+    };
+    put("model.embed_tokens.weight", {kVocabulary, kHidden}, 0.6F, 0);
+    put("model.norm.weight", {kHidden}, 0.2F, 1);
+    for (int l = 0; l < kLayers; ++l) {
+      const std::string at = cat("model.layers.", l, ".");
+      put(at + "input_layernorm.weight", {kHidden}, 0.2F, 1);
+      put(at + "post_attention_layernorm.weight", {kHidden}, 0.2F, 1);
+      put(at + "self_attn.q_proj.weight", {kQueryHeads * kHeadDim, kHidden}, 0.5F, 0);
+      put(at + "self_attn.k_proj.weight", {kKvHeads * kHeadDim, kHidden}, 0.5F, 0);
+      put(at + "self_attn.v_proj.weight", {kKvHeads * kHeadDim, kHidden}, 0.5F, 0);
+      put(at + "self_attn.o_proj.weight", {kHidden, kQueryHeads * kHeadDim}, 0.4F, 0);
+      put(at + "mlp.gate_proj.weight", {kWidth, kHidden}, 0.3F, 0);
+      put(at + "mlp.up_proj.weight", {kWidth, kHidden}, 0.3F, 0);
+      put(at + "mlp.down_proj.weight", {kHidden, kWidth}, 0.3F, 0);
+    }
+    io::write_safetensors(weights, file);
+    write("config.json", cat(R"({"model_type":"llama","hidden_size":)", kHidden, R"(,"intermediate_size":)", kWidth, R"(,"num_hidden_layers":)", kLayers,
+                             R"(,"num_attention_heads":)", kQueryHeads, R"(,"num_key_value_heads":)", kKvHeads, R"(,"head_dim":)", kHeadDim,
+                             R"(,"vocab_size":)", kVocabulary, R"(,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"torch_dtype":"float32","tie_word_embeddings":true})"));
+    std::string prose;
+    for (int i = 0; i < 80; ++i) prose += cat("The ", i, " ships of the north wind came home with salt and [amber]. ");
+    write("text.txt", prose);
+  }
+  void write(const char* name, const std::string& content) const { io::write_file(folder.file(name), std::as_bytes(std::span(content))); }
+  testing::Run evaluate(cli::Arguments more) const {
+    cli::Arguments args{"evaluate", "--weights", weights, "--text", text, "--context", "128", "--scored", "32", "--json"};
+    args.insert(args.end(), more.begin(), more.end());
+    return kvatlas_run(args);
+  }
+};
+
+const char* const kKeys[] = {"method", "params", "quality_model", "context", "protocol", "n", "perplexity", "delta_perplexity", "kl_mean", "kl_p99",
+                             "top1_agreement", "ci95", "min_detectable", "attention_rel_error", "tasks", "stored_bytes", "size_factor", "grade",
+                             "seed", "text_hash", "provenance"};
+
+}  // namespace
+
+TEST_CASE("evaluate prints a row of the contract for full and every method", "[unit]") {
+  const Model model;
+  const auto run = model.evaluate({"--method", "kivi:bits=4,group_size=16,residual_window=16", "--method", "snapkv:budget=48,observation_window=16", "--method", "qfilter",
+                                   "--tasks", "passkey,copy", "--trials", "2"});
+  CAPTURE(run.err);
+  REQUIRE(run.code == 0);
+  const json rows = run.json();
+  REQUIRE(rows.size() == 4);
+  for (const json& row : rows)
+    for (const char* key : kKeys) REQUIRE(row.contains(key));
+  CHECK(rows[0]["method"] == "full");
+  CHECK(rows[0]["kl_mean"] == 0.0);
+  CHECK(rows[0]["size_factor"] == 1.0);
+  CHECK(rows[0]["verdict"] == "baseline");
+  CHECK(rows[1]["grade"] == "M");
+  CHECK(rows[1]["n"] == 32);
+  CHECK(rows[1]["kl_mean"].get<double>() > 0.0);
+  CHECK(rows[1]["params"]["bits"] == 4);
+  CHECK(rows[1]["size_factor"].get<double>() > 1.5);
+  CHECK(rows[1]["ci95"]["delta_perplexity"].size() == 2);
+  CHECK(rows[1]["attention_rel_error_by_layer"].size() == kLayers);
+  CHECK(rows[1]["tasks"]["passkey"]["n"] == 2);
+  CHECK(rows[2]["stored_bytes"].get<int>() < rows[0]["stored_bytes"].get<int>() / 2);
+  // A method without its trained part says so and does not stop the others.
+  CHECK(rows[3]["method"] == "qfilter");
+  CHECK(rows[3]["perplexity"].is_null());
+  CHECK(rows[3]["failure"].get<std::string>().find("trained") != std::string::npos);
+  CHECK(model.evaluate({"--method", "kivi:bits=4,group_size=16,residual_window=16", "--threads", "1"}).json()[1]["kl_mean"] == rows[1]["kl_mean"]);
+}
+
+TEST_CASE("figures join a store, and a ranking is held against another run", "[unit]") {
+  const Model model;
+  const std::string db = model.folder.file("q.sqlite");
+  const cli::Arguments methods{"--method", "kivi:bits=4,group_size=16,residual_window=16", "--method", "kivi:bits=2,group_size=16,residual_window=16", "--method",
+                               "streaming_llm:sinks=1,recent_window=15"};
+  cli::Arguments args = methods;
+  args.insert(args.end(), {"--db", db, "--model", "smollm2-135m"});
+  const auto first = model.evaluate(args);
+  CAPTURE(first.err);
+  REQUIRE(first.code == 0);
+  model.write("first.json", first.out);
+  args = methods;
+  args.insert(args.end(), {"--against", model.folder.file("first.json"), "--protocol", "b", "--chunk", "64"});
+  const json rows = model.evaluate(args).json();
+  CHECK(rows[1]["protocol"] == "b");
+  CHECK(rows[1]["transfer"]["methods"] == 3);
+  CHECK(rows[1]["transfer"]["kendall_tau"].get<double>() <= 1.0);
+  CHECK(rows[1]["transfer"]["verdict"].is_string());
+  const auto recommended = kvatlas_run({"recommend", "--model", "smollm2-135m", "--gpu", "h100-sxm", "--prompt", "1K", "--output", "64", "--concurrency", "4", "--db", db,
+                                        "--min-quality", "0.01", "--json"});
+  CAPTURE(recommended.err);
+  CHECK(recommended.code == 0);
+}
+
+TEST_CASE("capture writes what compress and evaluate --capture take", "[unit]") {
+  const Model model;
+  const std::string out = model.folder.file("captured");
+  const auto run = kvatlas_run({"capture", "--weights", model.weights, "--text", model.text, "--context", "200", "--layers", "0-1", "--outputs", "--mass", "32", "--out", out, "--json"});
+  CAPTURE(run.err);
+  REQUIRE(run.code == 0);
+  CHECK(run.json()["files"].size() == 2);
+  CHECK(run.json()["tokens"][0] == 256);  // a text begins with the token behind the bytes
+  CHECK(run.json()["tokens"][1] == 'T');
+  const auto packed = kvatlas_run({"compress", out + "/layer1.safetensors", "--method", "kivi:bits=4,group_size=16,residual_window=16", "--out", model.folder.file("p.safetensors"), "--json"});
+  CAPTURE(packed.err);
+  REQUIRE(packed.code == 0);
+  CHECK(packed.json()["attention_rel_error"].get<double>() > 0);
+  const auto scored = kvatlas_run({"evaluate", "--capture", out, "--method", "full", "--method", "kivi:bits=4,group_size=16,residual_window=16", "--probes", "16", "--json"});
+  CAPTURE(scored.err);
+  REQUIRE(scored.code == 0);
+  const json rows = scored.json();
+  for (const json& row : rows)
+    for (const char* key : kKeys) REQUIRE(row.contains(key));
+  CHECK(rows[0]["attention_rel_error"] == 0.0);
+  CHECK(rows[1]["grade"] == "C");
+  CHECK(rows[1]["attention_rel_error"].get<double>() > 0);
+  CHECK(rows[1]["perplexity"].is_null());
+}
+
+TEST_CASE("wrong commands and files of capture and evaluate get one sentence", "[unit]") {
+  const Model model;
+  const auto says = [](const testing::Run& run, int code, const std::string& sentence) {
+    CHECK(run.code == code);
+    CHECK(run.err == sentence + "\n");
+  };
+  says(kvatlas_run({"evaluate", "--method", "full"}), 2, "kvatlas evaluate: give either --weights and --text, or --capture");
+  says(kvatlas_run({"evaluate", "--weights", model.weights, "--text", model.text}), 2, "kvatlas evaluate: --method is missing");
+  says(model.evaluate({"--method", "kivi", "--tasks", "passky"}), 2, "kvatlas evaluate: --tasks: \"passky\": unknown task; did you mean \"passkey\"?");
+  says(kvatlas_run({"capture", "--weights", model.weights, "--text", model.text, "--out", model.folder.file("c"), "--layers", "1-0"}), 2,
+       "kvatlas capture: --layers is 1-0, must have ranges that ascend");
+  says(kvatlas_run({"capture", "--weights", model.weights, "--text", model.text, "--out", model.folder.file("c"), "--layers", "7", "--context", "64"}), 2,
+       "kvatlas capture: layer is 7, must be below 2");
+  const auto missing = kvatlas_run({"evaluate", "--weights", model.folder.file("none.gguf"), "--text", model.text, "--method", "full"});
+  CHECK(missing.code == 1);
+  const auto short_text = model.evaluate({"--method", "full", "--windows", "100"});
+  CHECK(short_text.code == 2);
+  CHECK(short_text.err.find("the text has ") != std::string::npos);
+}
