@@ -10,7 +10,6 @@
 
 #include "gpu/simt/site.hpp"
 
-#define KV_UNROLL _Pragma("unroll")
 #define KV_DEVICE __device__ __forceinline__
 
 namespace kvatlas::gpu {
@@ -134,6 +133,17 @@ class DeviceCtx {
     else if constexpr (SignedB) KV_MMA("u8.s8");
     else KV_MMA("u8.u8");
 #undef KV_MMA
+  }
+
+  KV_DEVICE static float half_to_float(std::uint16_t bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+  }
+  KV_DEVICE static std::uint16_t float_to_half(float x) {
+    std::uint16_t bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
   }
 
   KV_DEVICE void trap(Site = {}) { __trap(); }

@@ -1,6 +1,7 @@
 #include "gpu/simt/executor.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <numeric>
 
@@ -87,6 +88,8 @@ LaunchReport Executor::run(const Launch& launch, const Schedule& schedule, Threa
   kernel_ = kernel;
   report_ = {};
   stopped_ = false;
+  static std::atomic<std::uint64_t> launches{0};
+  launch_number_ = ++launches;
   random_ = schedule.seed * 0x2545F4914F6CDD1DULL;
   if (!check_launch()) return std::move(report_);
   recorder_.begin(warps(), launch.l2_bytes);
@@ -337,8 +340,10 @@ std::byte* Executor::global(int thread, Allocation* allocation, std::int64_t off
   // A copy may carry bytes that nobody wrote: using them is the fault, and shared memory remembers.
   if (touch != Touch::write && op != MemoryOp::copy_load && !all_written(written, bytes))
     report(FindingKind::uninitialised_read, site, {}, cat(who(thread), " reads bytes ", offset, " to ", offset + bytes, " of ", allocation->name, ", not all of which were written, at ", to_string(site)));
-  if (allocation->shadow)
+  if (allocation->shadow) {
+    allocation->shadow->enter_launch(launch_number_);
     note_race(thread, *allocation->shadow, offset, bytes, touch, id, site, allocation->name, stored != nullptr && std::memcmp(at, stored, static_cast<std::size_t>(bytes)) == 0);
+  }
   if (touch == Touch::write) std::memset(written, 1, static_cast<std::size_t>(bytes));
   return at;
 }

@@ -151,6 +151,7 @@ class Executor {
   std::int32_t block_number_ = 0;
   std::uint32_t epoch_ = 0;
   std::uint64_t random_ = 0;
+  std::uint64_t launch_number_ = 0;  // of this process: tells launches on one memory apart
   bool stopped_ = false;
   int live_ = 0, at_barrier_ = 0;
   std::vector<ThreadState> threads_;

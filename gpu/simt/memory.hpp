@@ -78,6 +78,15 @@ class DeviceMemory {
     read(*from.allocation(), from.offset(), std::as_writable_bytes(std::span(values)));
     return values;
   }
+  /// Makes bytes [first, first + count) of an allocation unwritten again: capacity that holds nothing yet.
+  template <class T>
+  static void forget(GlobalPtr<T> of, std::int64_t first, std::int64_t count) {
+    Allocation& a = *of.allocation();
+    for (std::int64_t b = of.offset() + first; b < of.offset() + first + count; ++b) {
+      a.data[static_cast<std::size_t>(b)] = std::byte{0xFF};
+      a.written[static_cast<std::size_t>(b)] = 0;
+    }
+  }
   std::span<const std::unique_ptr<Allocation>> allocations() const { return allocations_; }
 
  private:

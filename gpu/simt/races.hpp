@@ -38,6 +38,11 @@ class Shadow {
   /// Notes an access and returns whether it conflicts with an earlier one (which `conflict` then holds).
   bool touch(std::int64_t offset, int bytes, Touch touch, const Who& who, const Knowledge& knows, Conflict& conflict);
   void clear();
+  /// Forgets what an earlier launch did: launches follow one another.
+  void enter_launch(std::uint64_t launch) {
+    if (launch != launch_) clear();
+    launch_ = launch;
+  }
 
  private:
   /// Accesses of one kind that nothing ordered behind each other: of one warp in one epoch exactly, of several warps or
@@ -63,6 +68,7 @@ class Shadow {
   void add(Set& set, const Who& now, const Knowledge& knows) const;
 
   Lifetime lifetime_;
+  std::uint64_t launch_ = 0;
   std::vector<std::unique_ptr<std::array<Cell, kPageWords>>> pages_;
   std::vector<std::array<Cell, 4>> split_;
 };

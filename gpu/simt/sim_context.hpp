@@ -4,10 +4,9 @@
 #include <cstring>
 #include <type_traits>
 
+#include "core/formats/fp16.hpp"
 #include "gpu/simt/executor.hpp"
 #include "gpu/simt/mma.hpp"
-
-#define KV_UNROLL  // for nvcc, which keeps arrays in registers only where loops over them are unrolled
 
 namespace kvatlas::gpu {
 
@@ -133,6 +132,10 @@ class SimCtx {
     const mma::Operands in{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {c[0], c[1], c[2], c[3]}};
     executor_.collective(thread_, {.op = WarpOp::mma, .site = site, .mask = kFullMask, .argument = (SignedA ? 1 : 0) | (SignedB ? 2 : 0), .in = &in, .out = d, .bytes = 16});
   }
+
+  /// Conversions that a GPU has an instruction for; nearest even.
+  static float half_to_float(std::uint16_t bits) { return num::decode_fp16(bits); }
+  static std::uint16_t float_to_half(float x) { return num::encode_fp16(x); }
 
   [[noreturn]] void trap(Site site = Site::here()) { executor_.fault(thread_, FindingKind::trap, site, "called trap"); }
 

@@ -5,6 +5,16 @@
 
 #include "core/kv_fn.hpp"
 
+/// Before a loop over an array that a GPU keeps in registers: nvcc must unroll it, other compilers may do as they like.
+/// KV_KERNEL marks what only kernels call: device code for nvcc.
+#if defined(__CUDACC__)
+#define KV_UNROLL _Pragma("unroll")
+#define KV_KERNEL __device__
+#else
+#define KV_UNROLL
+#define KV_KERNEL
+#endif
+
 namespace kvatlas::gpu {
 
 /// Where a kernel calls an operation of its context. On a GPU it is empty and costs nothing. One counted access a line:

@@ -186,3 +186,10 @@ TEST_CASE("two writes of the same bits are their own kind", "[unit]") {
   REQUIRE(kinds(r) == std::vector{FindingKind::same_value_write});
   REQUIRE_THAT(r.findings[0].text, contains_text("thread 1 writes 4 bytes at 0 of shared memory"));
 }
+
+TEST_CASE("launches follow one another: what an earlier one wrote is no race", "[unit]") {
+  DeviceMemory memory;
+  const auto x = memory.allocate<int>("x", 32);
+  REQUIRE(run({.grid = {2}}, [&](SimCtx& c) { if (c.block_x() == 0) c.st(x, c.lane(), 1); }).clean());
+  REQUIRE(run({.grid = {2}}, [&](SimCtx& c) { if (c.block_x() == 1) c.ld(x, 31 - c.lane()); }).clean());
+}
