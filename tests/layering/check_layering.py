@@ -21,10 +21,11 @@ ALLOWED = {
     "models/tokenizer": {"core", "models/files"},
     "models": {"core", "reference", "reference/primitives", "reference/compose", "models/files", "models/tokenizer"},
     "gpu": {"core"},
+    "gpu/verify": {"core", "gpu", "reference", "reference/primitives", "reference/compose"},
     "simulator": {"core", "models", "reference", "reference/primitives", "reference/compose"},
     "simulator/claims": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator"},
     "sweeps": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator"},
-    "cli": {"core", "models", "models/files", "models/tokenizer", "reference", "reference/primitives", "reference/compose", "simulator", "simulator/claims", "sweeps"},
+    "cli": {"core", "models", "models/files", "models/tokenizer", "reference", "reference/primitives", "reference/compose", "simulator", "simulator/claims", "sweeps", "gpu", "gpu/verify"},
 }
 # Published headline figures judge the simulator and must not shape it: only these may include or name their table.
 CLAIM_READERS = ("reference/claims.", "simulator/claims/", "cli/")

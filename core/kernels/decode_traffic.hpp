@@ -1,0 +1,129 @@
+// Exact traffic of the decode_attention and span_merge kernels, given their control data (lengths, pages).
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "core/kernels/exact_traffic.hpp"
+#include "core/kernels/kernel_format.hpp"
+#include "core/span_rule.hpp"
+
+namespace kvatlas::kernels {
+
+/// One sequence of a batch: its tokens, and how many of them are coded on each side; the newer ones are plain 16-bit rows.
+struct DecodeSequence {
+  std::int32_t context = 0, k_coded = 0, v_coded = 0, unused = 0;
+};
+
+/// Where one side of the cache lies: bytes from page to page and from residual buffer to residual buffer of a kv head.
+struct SideStrides {
+  std::int64_t codes = 0, scales = 0, zeros = 0, plain = 0;
+};
+
+struct DecodeLaunch {
+  KernelFormat k_format, v_format;
+  int dim = 128;
+  int q_per_kv = 1;
+  int kv_heads = 1;
+  std::int64_t page = 0;             // tokens of a page
+  std::int64_t pages_per_sequence = 1;
+  std::int64_t max_spans = 1;        // rows of the partial results
+  SideStrides k, v;
+  std::span<const DecodeSequence> sequences{};
+  std::span<const std::int32_t> pages{};  // [sequences][pages_per_sequence]
+
+  /// Compressed bytes, queries and outputs, each once: what no kernel can avoid.
+  std::int64_t floor_bytes() const {
+    std::int64_t bytes = 0;
+    for (const DecodeSequence& s : sequences) {
+      const auto side = [&](const KernelFormat& f, std::int64_t coded) { return f.bytes_of(coded, dim) + (s.context - coded) * dim * 2; };
+      bytes += kv_heads * (side(k_format, s.k_coded) + side(v_format, s.v_coded) + std::int64_t{q_per_kv} * dim * 4);
+    }
+    return bytes;
+  }
+  /// Partial results that spans leave for the merge, written once and read once.
+  std::int64_t partial_bytes() const {
+    std::int64_t bytes = 0;
+    for (const DecodeSequence& s : sequences)
+      if (const std::int64_t n = span_count(s.context); n > 1) bytes += n * kv_heads * q_per_kv * (std::int64_t{dim} * 4 + 8);
+    return bytes;
+  }
+
+  ExactTraffic traffic() const {
+    enum Buffer { control, table, query, output, partial, state, k_codes, k_scales, k_zeros, k_plain, v_codes, v_scales, v_zeros, v_plain, k_factors, v_factors };
+    const std::int64_t warps = dim / 32;
+    SegmentSum reads, writes;
+    for (std::int64_t seq = 0; seq < static_cast<std::int64_t>(sequences.size()); ++seq)
+      for (std::int64_t head = 0; head < kv_heads; ++head)
+        for (std::int64_t span = 0; span < max_spans; ++span) {
+          const DecodeSequence& s = sequences[static_cast<std::size_t>(seq)];
+          const std::int64_t length = span_length(s.context), begin = span * length, end = std::min<std::int64_t>(s.context, begin + length);
+          const std::int64_t row = (seq * kv_heads + head) * q_per_kv;
+          reads.same(control, seq * 16, 16, warps);
+          if (begin >= s.context) continue;
+          reads.segment(query, row * dim * 2, std::int64_t{q_per_kv} * dim * 2, 16);
+          if (k_format.head_scale()) reads.same(k_factors, head * 4, 4, warps);
+          if (v_format.head_scale()) reads.same(v_factors, head * 4, 4, warps);
+          if (k_format.scheme == CodeScheme::table) reads.segment(k_factors, 0, std::int64_t{4} << k_format.bits, 4);
+          if (v_format.scheme == CodeScheme::table) reads.segment(v_factors, 0, std::int64_t{4} << v_format.bits, 4);
+          for (std::int64_t tile = begin; tile < end; tile += kTile) {
+            const std::int64_t tokens = std::min(kTile, end - tile);
+            const auto codes_of = [&](const KernelFormat& f, const SideStrides& at, std::int64_t place, std::int64_t within, std::int64_t count, int codes) {
+              if (count <= 0) return;
+              const auto part = [&](int buffer, std::int64_t stride, std::int64_t offset, std::int64_t bytes) {
+                reads.segment(buffer, place * stride + offset, round_up(bytes, 16), 16);
+              };
+              part(codes, at.codes, f.code_bytes_of(within, dim), f.code_bytes_of(count, dim));
+              part(codes + 1, at.scales, f.scale_bytes_of(within, dim), f.scale_bytes_of(count, dim));
+              part(codes + 2, at.zeros, f.zero_bytes_of(within, dim), f.zero_bytes_of(count, dim));
+            };
+            const std::int64_t coded_end = std::min<std::int64_t>(tile + tokens, std::max(s.k_coded, s.v_coded));
+            for (std::int64_t t = tile; t < coded_end;) {
+              const std::int64_t within = t % page, count = std::min(coded_end - t, page - within), entry = seq * pages_per_sequence + t / page;
+              reads.same(table, entry * 4, 4, warps);
+              const std::int64_t place = std::int64_t{pages[static_cast<std::size_t>(entry)]} * kv_heads + head;
+              codes_of(k_format, k, place, within, std::min(count, s.k_coded - t), k_codes);
+              codes_of(v_format, v, place, within, std::min(count, s.v_coded - t), v_codes);
+              t += count;
+            }
+            const auto plain_of = [&](const SideStrides& at, std::int64_t coded, int buffer) {
+              const std::int64_t first = std::max(tile, coded);
+              if (first < tile + tokens)
+                reads.segment(buffer, (seq * kv_heads + head) * at.plain + (first - coded) * dim * 2, (tile + tokens - first) * dim * 2, 16);
+            };
+            plain_of(k, s.k_coded, k_plain);
+            plain_of(v, s.v_coded, v_plain);
+          }
+          for (std::int64_t g = 0; g < q_per_kv; ++g) {
+            if (span_count(s.context) == 1) {
+              writes.segment(output, (row + g) * dim * 2, std::int64_t{dim} * 2, 2);
+            } else {
+              writes.segment(partial, ((row + g) * max_spans + span) * dim * 4, std::int64_t{dim} * 4, 4);
+              writes.same(state, ((row + g) * max_spans + span) * 8, 8, 1, 1);
+            }
+          }
+        }
+    return {reads.total(), writes.total()};
+  }
+
+  /// The merge: a block a row; rows of one span have their output already.
+  ExactTraffic merge_traffic() const {
+    enum Buffer { control, partial, state, output };
+    const std::int64_t warps = dim / 32;
+    SegmentSum reads, writes;
+    for (std::int64_t seq = 0; seq < static_cast<std::int64_t>(sequences.size()); ++seq)
+      for (std::int64_t r = 0; r < std::int64_t{kv_heads} * q_per_kv; ++r) {
+        const std::int64_t row = seq * kv_heads * q_per_kv + r, spans = span_count(sequences[static_cast<std::size_t>(seq)].context);
+        reads.same(control, seq * 16, 16, warps);
+        if (spans < 2) continue;
+        for (std::int64_t s = 0; s < spans; ++s) {
+          reads.same(state, (row * max_spans + s) * 8, 8, warps);
+          reads.segment(partial, (row * max_spans + s) * dim * 4, std::int64_t{dim} * 4, 4);
+        }
+        writes.segment(output, row * dim * 2, std::int64_t{dim} * 2, 2);
+      }
+    return {reads.total(), writes.total()};
+  }
+};
+
+}  // namespace kvatlas::kernels

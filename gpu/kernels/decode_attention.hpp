@@ -1,0 +1,432 @@
+// decode_attention: one query row per head attends to a split, paged, compressed cache. A block serves one span of one kv head
+// for all query heads of its group, so every stored byte is read once. Tiles of 64 tokens come in by asynchronous copies, one
+// tile ahead; all arithmetic is in the order of reference/primitives/attention.hpp:
+//   q.k     8 lanes of a token, lane l has channels 8l..8l+7 of each 64; butterflies 4, 2, 1
+//   softmax maximum of the tile, accumulators times exp2(m - m')
+//   p.v     token t of a tile belongs to token lane t mod 8; a thread owns 8 channels of one token lane
+//   end     token lanes add up as butterflies 4, 2, 1
+#pragma once
+
+#include "core/kernels/decode_traffic.hpp"
+#include "core/span_rule.hpp"
+#include "gpu/kernels/coding.hpp"
+#include "gpu/kernels/segments.hpp"
+
+namespace kvatlas::gpu {
+
+using kernels::DecodeSequence;
+using kernels::SideStrides;
+
+inline constexpr int kTileTokens = static_cast<int>(kTile);
+
+struct DecodeShape {
+  KernelFormat k, v;
+  int dim;           // of keys and values: 64, 128 or 256
+  int q_per_kv;
+  Dtype dtype;
+  bool residual;     // newer tokens may lie plain beside the coded ones
+  int stages;        // tiles in shared memory: 2 overlaps copies with arithmetic, 1 fits large heads
+
+  KV_FN constexpr int threads() const { return dim; }
+  /// Rows of a tile: coded ones from the start, plain ones each at its own place behind them.
+  KV_FN constexpr std::int64_t row_bytes(const KernelFormat& f) const { return residual ? std::int64_t{kTileTokens} * dim * 2 : f.code_bytes_of(kTileTokens, dim); }
+  KV_FN constexpr std::int64_t meta_bytes(std::int64_t bytes) const { return (bytes + 15) / 16 * 16; }
+  KV_FN constexpr std::int64_t side_bytes(const KernelFormat& f) const {
+    return row_bytes(f) + meta_bytes(f.scale_bytes_of(kTileTokens, dim)) + meta_bytes(f.zero_bytes_of(kTileTokens, dim));
+  }
+  KV_FN constexpr std::int64_t stage_bytes() const { return side_bytes(k) + side_bytes(v); }
+  KV_FN constexpr std::int64_t table_bytes(const KernelFormat& f) const { return f.scheme == CodeScheme::table ? std::int64_t{4} << f.bits : 0; }
+  /// Floats of one token lane's accumulators; its two halves of each 8 channels lie 16 banks apart.
+  KV_FN constexpr int lane_stride() const { return dim + 32; }
+  constexpr std::int64_t shared_bytes() const {
+    return stages * stage_bytes() + std::int64_t{q_per_kv} * (dim * 4 + kTileTokens * 4) + 2 * meta_bytes(q_per_kv * 4) + meta_bytes(table_bytes(k)) + meta_bytes(table_bytes(v)) +
+           std::int64_t{8} * lane_stride() * 4 + 32;
+  }
+};
+
+template <class C>
+struct DecodeSide {
+  template <class T>
+  using Global = typename C::template Global<T>;
+  Global<const std::uint8_t> codes, scales, zeros;  // [pages][kv_heads][page tokens]
+  Global<const std::uint8_t> plain;                 // [sequences][kv_heads][residual tokens][dim]
+  Global<const float> factors;                      // a scale a head, or a table
+  SideStrides strides;
+};
+
+template <class C>
+struct DecodeArgs {
+  template <class T>
+  using Global = typename C::template Global<T>;
+  Global<const DecodeSequence> sequences;
+  Global<const std::int32_t> pages;        // [sequences][pages_per_sequence]
+  Global<const std::uint16_t> q;           // [sequences][kv_heads * q_per_kv][dim], rotated
+  DecodeSide<C> k, v;
+  Global<std::uint16_t> out;               // [sequences][kv_heads * q_per_kv][dim], of sequences of one span
+  Global<float> partial;                   // [rows][max_spans][dim], not normalised, of the others
+  Global<Vec<float, 2>> state;             // [rows][max_spans]: maximum, sum
+  std::int64_t page = 0, pages_per_sequence = 0, max_spans = 1;
+  int kv_heads = 1;
+  float scale = 0.0F;                      // of logits, base 2: reference/primitives/attention.hpp
+};
+
+namespace decode {
+
+/// One side of one tile in shared memory.
+template <class C>
+struct StagedSide {
+  typename C::template Shared<std::uint8_t> rows, scales, zeros;
+  typename C::template Shared<float> table;
+  float head = 1.0F;
+  int coded = 0;  // tokens of the tile that are codes
+};
+
+/// Starts the copies of the codes of one side that lie in one page: `count` tokens from token `t` of the tile.
+template <DecodeShape S, KernelFormat F, class C>
+KV_KERNEL inline void fetch_codes(C& c, const DecodeSide<C>& side, const StagedSide<C>& to, std::int64_t place, std::int64_t within, std::int64_t t, std::int64_t count) {
+  if (count <= 0) return;
+  fetch(c, to.rows + F.code_bytes_of(t, S.dim), side.codes + (place * side.strides.codes + F.code_bytes_of(within, S.dim)), F.code_bytes_of(count, S.dim));
+  if constexpr (F.scale_bytes > 0)
+    fetch(c, to.scales + F.scale_bytes_of(t, S.dim), side.scales + (place * side.strides.scales + F.scale_bytes_of(within, S.dim)), F.scale_bytes_of(count, S.dim));
+  if constexpr (F.zero_bytes > 0)
+    fetch(c, to.zeros + F.zero_bytes_of(t, S.dim), side.zeros + (place * side.strides.zeros + F.zero_bytes_of(within, S.dim)), F.zero_bytes_of(count, S.dim));
+}
+
+/// Starts the copies of the plain rows of one side of a tile.
+template <DecodeShape S, class C>
+KV_KERNEL inline void fetch_plain(C& c, const DecodeSide<C>& side, const StagedSide<C>& to, std::int64_t buffer, std::int64_t tile, std::int64_t tokens, std::int64_t coded) {
+  const std::int64_t first = coded < tile ? tile : coded;
+  if (first < tile + tokens)
+    fetch(c, to.rows + (first - tile) * S.dim * 2, side.plain + (buffer * side.strides.plain + (first - coded) * S.dim * 2), (tile + tokens - first) * S.dim * 2);
+}
+
+/// Starts the copies of a tile: codes of both sides page by page, then plain rows.
+template <DecodeShape S, class C>
+KV_KERNEL inline void fetch_tile(C& c, const DecodeArgs<C>& a, const DecodeSequence& control, const StagedSide<C>& k, const StagedSide<C>& v, std::int64_t sequence, std::int64_t head,
+                                 std::int64_t tile, std::int64_t tokens) {
+  const std::int64_t coded = control.k_coded < control.v_coded ? control.v_coded : control.k_coded;
+  const std::int64_t coded_end = coded < tile + tokens ? coded : tile + tokens;
+  for (std::int64_t t = tile; t < coded_end;) {
+    const std::int64_t within = t % a.page, in_page = a.page - within, wanted = coded_end - t, count = wanted < in_page ? wanted : in_page;
+    const std::int64_t place = std::int64_t{c.ld_nc(a.pages, sequence * a.pages_per_sequence + t / a.page)} * a.kv_heads + head;
+    fetch_codes<S, S.k>(c, a.k, k, place, within, t - tile, control.k_coded - t < count ? control.k_coded - t : count);
+    fetch_codes<S, S.v>(c, a.v, v, place, within, t - tile, control.v_coded - t < count ? control.v_coded - t : count);
+    c.sync_warp();
+    t += count;
+  }
+  if constexpr (S.residual) {
+    fetch_plain<S>(c, a.k, k, sequence * a.kv_heads + head, tile, tokens, control.k_coded);
+    fetch_plain<S>(c, a.v, v, sequence * a.kv_heads + head, tile, tokens, control.v_coded);
+  }
+  c.async_commit();
+}
+
+template <class C, Dtype D>
+KV_KERNEL inline void plain_values(C& c, typename C::template Shared<std::uint8_t> rows, std::int64_t eighth, float (&out)[8]) {
+  const Vec<std::uint16_t, 8> bits = c.ld_shared(C::template shared_as<Vec<std::uint16_t, 8>>(rows), eighth);
+  KV_UNROLL
+  for (int j = 0; j < 8; ++j) out[j] = load16<C, D>(bits.v[j]);
+}
+
+/// Eight neighbouring codes of the stream, code 8 * eighth first.
+template <int Bits, class C>
+KV_KERNEL inline void stream_codes(C& c, typename C::template Shared<std::uint8_t> rows, int eighth, std::uint32_t (&code)[8]) {
+  if constexpr (Bits == 8) {
+    const Vec<std::uint8_t, 8> bytes = c.ld_shared(C::template shared_as<Vec<std::uint8_t, 8>>(rows), eighth);
+    KV_UNROLL
+    for (int j = 0; j < 8; ++j) code[j] = bytes.v[j];
+  } else {
+    std::uint32_t word = 0;
+    if constexpr (Bits == 4) {
+      word = c.ld_shared(C::template shared_as<std::uint32_t>(rows), eighth);
+    } else if constexpr (Bits == 2) {
+      word = c.ld_shared(C::template shared_as<std::uint16_t>(rows), eighth);
+    } else {
+      KV_UNROLL
+      for (int b = 0; b < Bits; ++b) word |= static_cast<std::uint32_t>(c.ld_shared(rows, eighth * Bits + b)) << (8 * b);
+    }
+    KV_UNROLL
+    for (int j = 0; j < 8; ++j) code[j] = (word >> (j * Bits)) & ((1U << Bits) - 1U);
+  }
+}
+
+/// Code of one channel and token in the released order of groups along tokens.
+template <KernelFormat F, class C>
+KV_KERNEL inline std::uint32_t group_code(C& c, typename C::template Shared<std::uint8_t> rows, int dim, int token, int channel) {
+  const int block = token / F.group_size;
+  const int bit = (token % F.group_size) * F.bits;
+  const int byte = (block * dim + channel) * (F.group_size * F.bits / 8) + bit / 8;
+  std::uint32_t word = c.ld_shared(rows, byte);
+  if constexpr (8 % F.bits != 0) {
+    if (bit % 8 + F.bits > 8) word |= static_cast<std::uint32_t>(c.ld_shared(rows, byte + 1)) << 8;
+    c.sync_warp();
+  }
+  return (word >> (bit % 8)) & ((1U << F.bits) - 1U);
+}
+
+/// Values of channels [channel, channel + 8) of a token of the tile, channel a multiple of 8.
+template <DecodeShape S, KernelFormat F, class C>
+KV_KERNEL inline void coded_values(C& c, const StagedSide<C>& s, int token, int channel, float (&out)[8]) {
+  const int eighth = (token * S.dim + channel) / 8;
+  if constexpr (F.scheme == CodeScheme::plain) {
+    plain_values<C, S.dtype>(c, s.rows, eighth, out);
+  } else {
+    const auto table = [&](int i) { return c.ld_shared(s.table, i); };
+    std::uint32_t code[8];
+    if constexpr (F.layout == CodeLayout::groups) {
+      KV_UNROLL
+      for (int j = 0; j < 8; ++j) code[j] = group_code<F>(c, s.rows, S.dim, token, channel + j);
+    } else {
+      stream_codes<F.bits>(c, s.rows, eighth, code);
+    }
+    if constexpr (F.along_tokens()) {
+      const int first = (token / F.group_size * S.dim + channel) / 8;
+      const Vec<std::uint16_t, 8> scales = c.ld_shared(C::template shared_as<Vec<std::uint16_t, 8>>(s.scales), first);
+      const Vec<std::uint16_t, 8> zeros = c.ld_shared(C::template shared_as<Vec<std::uint16_t, 8>>(s.zeros), first);
+      KV_UNROLL
+      for (int j = 0; j < 8; ++j) out[j] = value_of<C, F, S.dtype>(code[j], group_value<C, F>(scales.v[j], zeros.v[j], s.head), s.head, table);
+    } else {
+      std::uint32_t scale = 0, zero = 0;
+      if constexpr (F.group_size > 0) {
+        const int group = (token * S.dim + channel) / F.group_size;
+        if constexpr (F.scale_bytes == 4) scale = c.ld_shared(C::template shared_as<std::uint32_t>(s.scales), group);
+        if constexpr (F.scale_bytes == 2) scale = c.ld_shared(C::template shared_as<std::uint16_t>(s.scales), group);
+        if constexpr (F.scale_bytes == 1) scale = c.ld_shared(s.scales, group);
+        if constexpr (F.zero_bytes == 2) zero = c.ld_shared(C::template shared_as<std::uint16_t>(s.zeros), group);
+      }
+      const GroupValue g = group_value<C, F>(scale, zero, s.head);
+      KV_UNROLL
+      for (int j = 0; j < 8; ++j) out[j] = value_of<C, F, S.dtype>(code[j], g, s.head, table);
+    }
+  }
+}
+
+/// The same for a token that may be coded or plain; zeros for one that is not there. Lanes meet behind it.
+template <DecodeShape S, KernelFormat F, class C>
+KV_KERNEL inline void values_of_token(C& c, const StagedSide<C>& s, int token, int tokens, int channel, float (&out)[8]) {
+  KV_UNROLL
+  for (int j = 0; j < 8; ++j) out[j] = 0.0F;
+  if constexpr (S.residual && F.scheme != CodeScheme::plain) {
+    // Released order of three bits meets inside: there whole warps are coded or not, as groups are whole.
+    if (token < s.coded) coded_values<S, F>(c, s, token, channel, out);
+    else if (token < tokens) plain_values<C, S.dtype>(c, s.rows, (token * S.dim + channel) / 8, out);
+  } else {
+    if (token < tokens) coded_values<S, F>(c, s, token, channel, out);
+  }
+  c.sync_warp();
+}
+
+/// Scale of the head, or the table, of one side.
+template <KernelFormat F, class C>
+KV_KERNEL inline void load_factors(C& c, const DecodeSide<C>& side, std::int64_t head, StagedSide<C>& to) {
+  if constexpr (F.head_scale()) to.head = c.ld_nc(side.factors, head);
+  if constexpr (F.scheme == CodeScheme::table) {
+    if (c.thread() < (1 << F.bits)) c.st_shared(to.table, c.thread(), c.ld_nc(side.factors, c.thread()));
+  }
+}
+
+}  // namespace decode
+
+/// grid (max_spans, kv_heads, sequences), S.threads() threads, S.shared_bytes() bytes of shared memory.
+template <DecodeShape S, class C>
+KV_KERNEL void decode_attention(C& c, const DecodeArgs<C>& a) {
+  constexpr int G = S.q_per_kv, kGroups = S.threads() / 8, kTokens = kTileTokens / kGroups, kWarps = S.threads() / 32;
+  const std::int64_t sequence = c.block_z(), head = c.block_y(), span = c.block_x();
+  const DecodeSequence control = c.ld_nc(a.sequences, sequence);
+  const std::int64_t context = control.context;
+  // span_length and span_count of core/span_rule.hpp
+  std::int64_t length = ((context + 15) / 16 + kTileTokens - 1) / kTileTokens * kTileTokens;
+  length = length < 256 ? 256 : length > 4096 ? 4096 : length;
+  const std::int64_t begin = span * length;
+  if (begin >= context) return;
+  const std::int64_t end = begin + length < context ? begin + length : context;
+  const bool only_span = length >= context;
+
+  const auto stages = c.template shared<std::uint8_t>(S.stages * S.stage_bytes());
+  const auto q = c.template shared<float>(G * S.dim);        // [half of 8 channels][chunk of 64][lane][4]
+  const auto weights = c.template shared<float>(G * kTileTokens);  // logits, then exponentials
+  const auto rescale = c.template shared<float>(G);
+  const auto maxima = c.template shared<float>(G);
+  decode::StagedSide<C> k, v;
+  if constexpr (S.k.scheme == CodeScheme::table) k.table = c.template shared<float>(1 << S.k.bits);
+  if constexpr (S.v.scheme == CodeScheme::table) v.table = c.template shared<float>(1 << S.v.bits);
+  const auto lanes = c.template shared<float>(8 * S.lane_stride());    // one head's accumulators of the token lanes
+  const auto lane_sums = c.template shared<float>(8);
+  decode::load_factors<S.k>(c, a.k, head, k);
+  decode::load_factors<S.v>(c, a.v, head, v);
+
+  const auto place = [&](int which) {
+    k.rows = stages + which * S.stage_bytes();
+    k.scales = k.rows + S.row_bytes(S.k);
+    k.zeros = k.scales + S.meta_bytes(S.k.scale_bytes_of(kTileTokens, S.dim));
+    v.rows = k.rows + S.side_bytes(S.k);
+    v.scales = v.rows + S.row_bytes(S.v);
+    v.zeros = v.scales + S.meta_bytes(S.v.scale_bytes_of(kTileTokens, S.dim));
+  };
+  const auto tokens_of = [&](std::int64_t tile) { return end - tile < kTileTokens ? end - tile : std::int64_t{kTileTokens}; };
+  const auto fetch_tile = [&](std::int64_t tile) { decode::fetch_tile<S>(c, a, control, k, v, sequence, head, tile, tokens_of(tile)); };
+  place(0);
+  fetch_tile(begin);
+
+  // Queries, so that the 8 lanes of a token read 16 bytes each without bank conflicts.
+  const std::int64_t row = (sequence * a.kv_heads + head) * G;
+  for (int i = c.thread(); i < G * S.dim / 8; i += S.threads()) {
+    const Vec<std::uint16_t, 8> bits = c.ld_nc(C::template global_as<const Vec<std::uint16_t, 8>>(a.q + row * S.dim), i);
+    const int g = i / (S.dim / 8), eighth = i % (S.dim / 8);
+    KV_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      Vec<float, 4> four;
+      KV_UNROLL
+      for (int j = 0; j < 4; ++j) four.v[j] = load16<C, S.dtype>(bits.v[half * 4 + j]);
+      c.st_shared(C::template shared_as<Vec<float, 4>>(q), g * (S.dim / 4) + half * (S.dim / 8) + eighth, four);
+    }
+  }
+
+  const int lane8 = c.thread() % 8, token8 = c.thread() / 8;              // q.k: lane of a token, token of the round
+  const int channels = c.thread() % (S.dim / 8), token_lane = c.thread() / (S.dim / 8);  // p.v
+  constexpr int kHeadsOfWarp = (G + kWarps - 1) / kWarps;
+  float maximum[kHeadsOfWarp];
+  KV_UNROLL
+  for (int i = 0; i < kHeadsOfWarp; ++i) maximum[i] = -num::infinity();
+  float acc[G][8] = {}, sum[G] = {};
+
+  int current = 0;
+  for (std::int64_t tile = begin; tile < end; tile += kTileTokens) {
+    const int tokens = static_cast<int>(tokens_of(tile));
+    if constexpr (S.stages == 2) {
+      if (tile + kTileTokens < end) {
+        place(1 - current);
+        fetch_tile(tile + kTileTokens);
+        c.template async_wait<1>();
+      } else {
+        c.template async_wait<0>();
+      }
+    } else {
+      c.template async_wait<0>();
+    }
+    place(current);
+    const auto coded_of = [&](std::int64_t coded) { return static_cast<int>(coded <= tile ? 0 : coded - tile < tokens ? coded - tile : tokens); };
+    k.coded = coded_of(control.k_coded);
+    v.coded = coded_of(control.v_coded);
+    c.sync_block();
+
+    float dot[G][kTokens] = {};
+    KV_UNROLL
+    for (int chunk = 0; chunk < S.dim / 64; ++chunk) {
+      float key[kTokens][8];
+      KV_UNROLL
+      for (int i = 0; i < kTokens; ++i) decode::values_of_token<S, S.k>(c, k, token8 + i * kGroups, tokens, chunk * 64 + lane8 * 8, key[i]);
+      KV_UNROLL
+      for (int g = 0; g < G; ++g) {
+        KV_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const Vec<float, 4> query = c.ld_shared(C::template shared_as<Vec<float, 4>>(q), g * (S.dim / 4) + half * (S.dim / 8) + chunk * 8 + lane8);
+          KV_UNROLL
+          for (int j = 0; j < 4; ++j) {
+            KV_UNROLL
+            for (int i = 0; i < kTokens; ++i) dot[g][i] = num::fma(query.v[j], key[i][half * 4 + j], dot[g][i]);
+          }
+        }
+      }
+    }
+    KV_UNROLL
+    for (int g = 0; g < G; ++g) {
+      KV_UNROLL
+      for (int i = 0; i < kTokens; ++i) {
+        float s = dot[g][i];
+        s = s + c.shfl_xor(kFullMask, s, 4, 8);
+        s = s + c.shfl_xor(kFullMask, s, 2, 8);
+        s = s + c.shfl_xor(kFullMask, s, 1, 8);
+        const int token = token8 + i * kGroups;
+        if (lane8 == 0) c.st_shared(weights, g * kTileTokens + token, token < tokens ? s * a.scale : -num::infinity());
+      }
+    }
+    c.sync_block();
+
+    KV_UNROLL
+    for (int i = 0; i < kHeadsOfWarp; ++i) {
+      const int g = c.warp() + i * kWarps;
+      if (g < G) {
+        const float x0 = c.ld_shared(weights, g * kTileTokens + c.lane());
+        const float x1 = c.ld_shared(weights, g * kTileTokens + 32 + c.lane());
+        float best = num::max(x0, x1);
+        KV_UNROLL
+        for (int d = 16; d > 0; d /= 2) best = num::max(best, c.shfl_xor(kFullMask, best, d));
+        const float m = num::max(maximum[i], best == 0.0F ? 0.0F : best);
+        const float factor = m == maximum[i] ? 1.0F : num::exp2(maximum[i] - m);
+        maximum[i] = m;
+        c.st_shared(weights, g * kTileTokens + c.lane(), num::exp2(x0 - m));
+        c.st_shared(weights, g * kTileTokens + 32 + c.lane(), num::exp2(x1 - m));
+        if (c.lane() == 0) {
+          c.st_shared(rescale, g, factor);
+          c.st_shared(maxima, g, m);
+        }
+      }
+    }
+    c.sync_block();
+
+    KV_UNROLL
+    for (int g = 0; g < G; ++g) {
+      const float factor = c.ld_shared(rescale, g);
+      sum[g] = sum[g] * factor;
+      KV_UNROLL
+      for (int j = 0; j < 8; ++j) acc[g][j] = acc[g][j] * factor;
+    }
+    for (int i = 0; i < kTileTokens / 8; ++i) {
+      const int token = i * 8 + token_lane;
+      float value[8];
+      decode::values_of_token<S, S.v>(c, v, token, tokens, channels * 8, value);
+      if (token < tokens) {
+        KV_UNROLL
+        for (int g = 0; g < G; ++g) {
+          const float p = c.ld_shared(weights, g * kTileTokens + token);
+          sum[g] = sum[g] + p;
+          KV_UNROLL
+          for (int j = 0; j < 8; ++j) acc[g][j] = num::fma(p, value[j], acc[g][j]);
+        }
+      }
+      c.sync_warp();
+    }
+    c.sync_block();  // the tile and its weights are used up
+    if constexpr (S.stages == 2) {
+      current = 1 - current;
+    } else {
+      if (tile + kTileTokens < end) fetch_tile(tile + kTileTokens);
+    }
+  }
+
+  KV_UNROLL
+  for (int g = 0; g < G; ++g) {
+    KV_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const Vec<float, 4> four{acc[g][half * 4], acc[g][half * 4 + 1], acc[g][half * 4 + 2], acc[g][half * 4 + 3]};
+      c.st_shared(C::template shared_as<Vec<float, 4>>(lanes), token_lane * (S.lane_stride() / 4) + half * (S.lane_stride() / 8) + channels, four);
+    }
+    if (channels == 0) c.st_shared(lane_sums, token_lane, sum[g]);
+    c.sync_block();
+    float x[8], s[8];
+    const int mine = c.thread() / 4 % 2 * (S.lane_stride() / 2) + c.thread() / 8 * 4 + c.thread() % 4;
+    KV_UNROLL
+    for (int l = 0; l < 8; ++l) {
+      x[l] = c.ld_shared(lanes, l * S.lane_stride() + mine);
+      s[l] = c.ld_shared(lane_sums, l);
+    }
+    KV_UNROLL
+    for (int step = 4; step > 0; step /= 2) {
+      KV_UNROLL
+      for (int l = 0; l < step; ++l) {
+        x[l] = x[l] + x[l + step];
+        s[l] = s[l] + s[l + step];
+      }
+    }
+    if (only_span) {
+      c.st(a.out, (row + g) * S.dim + c.thread(), store16<C, S.dtype>(s[0] == 0.0F ? 0.0F : x[0] / s[0]));
+    } else {
+      c.st(a.partial, ((row + g) * a.max_spans + span) * S.dim + c.thread(), x[0]);
+      if (c.thread() == 0) c.st(a.state, (row + g) * a.max_spans + span, Vec<float, 2>{c.ld_shared(maxima, g), s[0]});
+    }
+    c.sync_block();
+  }
+}
+
+}  // namespace kvatlas::gpu

@@ -1,0 +1,62 @@
+// The kernels that kvatlas compiles, as data: what the executor runs, nvcc compiles and the static table lists. A number in a
+// compiled kernel's name is an index into these arrays, which are plain ones since nvcc reads them in device code.
+#pragma once
+
+#include "gpu/kernels/decode_attention.hpp"
+#include "gpu/kernels/quantize_pack.hpp"
+#include "gpu/kernels/row_transforms.hpp"
+
+namespace kvatlas::gpu {
+
+namespace shapes {
+using kernels::int8_token, kernels::key_channels, kernels::kE4m3, kernels::kMxfp4, kernels::kNvfp4, kernels::kPlain, kernels::table_tokens, kernels::value_tokens;
+
+/// KIVI's two sides with a plain tail.
+constexpr DecodeShape kivi(int bits, CodeLayout layout, int dim, int q_per_kv, Dtype dtype) {
+  return {key_channels(bits, layout), value_tokens(bits), dim, q_per_kv, dtype, true, dim <= 128 ? 2 : 1};
+}
+constexpr DecodeShape both(const KernelFormat& f, int dim, int q_per_kv, Dtype dtype) {
+  return {f, f, dim, q_per_kv, dtype, false, dim <= 128 ? 2 : 1};
+}
+}  // namespace shapes
+
+/// Every format at one width, the others at the widths that change how its groups lie over lanes.
+inline constexpr QuantizeShape kQuantizeShapes[] = {
+    QuantizeShape{shapes::key_channels(2, CodeLayout::rows), 128, Dtype::bf16},
+    QuantizeShape{shapes::key_channels(2, CodeLayout::groups), 128, Dtype::f16},
+    QuantizeShape{shapes::key_channels(3, CodeLayout::groups), 64, Dtype::f16},
+    QuantizeShape{shapes::key_channels(4, CodeLayout::rows), 64, Dtype::f16},
+    QuantizeShape{shapes::key_channels(8, CodeLayout::groups), 128, Dtype::bf16},
+    QuantizeShape{shapes::value_tokens(2), 128, Dtype::bf16},
+    QuantizeShape{shapes::value_tokens(3), 128, Dtype::f16},
+    QuantizeShape{shapes::value_tokens(4), 64, Dtype::bf16},
+    QuantizeShape{shapes::value_tokens(8, 64), 256, Dtype::f16},
+    QuantizeShape{shapes::table_tokens(4), 128, Dtype::f16},
+    QuantizeShape{shapes::table_tokens(2, 64), 128, Dtype::bf16},
+    QuantizeShape{shapes::int8_token(128), 128, Dtype::bf16},
+    QuantizeShape{shapes::int8_token(256), 256, Dtype::f16},
+    QuantizeShape{shapes::kE4m3, 128, Dtype::bf16},
+    QuantizeShape{shapes::kMxfp4, 128, Dtype::bf16},
+    QuantizeShape{shapes::kNvfp4, 64, Dtype::f16},
+};
+
+inline constexpr DecodeShape kDecodeShapes[] = {
+    shapes::both(shapes::kPlain, 128, 4, Dtype::bf16),
+    shapes::both(shapes::kPlain, 64, 1, Dtype::f16),
+    shapes::both(shapes::kPlain, 256, 8, Dtype::bf16),
+    shapes::both(shapes::kE4m3, 128, 4, Dtype::bf16),
+    shapes::both(shapes::int8_token(128), 128, 4, Dtype::f16),
+    shapes::both(shapes::kMxfp4, 128, 4, Dtype::bf16),
+    shapes::both(shapes::kNvfp4, 64, 8, Dtype::bf16),
+    shapes::both(shapes::table_tokens(4), 128, 2, Dtype::f16),
+    shapes::kivi(2, CodeLayout::rows, 128, 4, Dtype::bf16),
+    shapes::kivi(2, CodeLayout::groups, 128, 1, Dtype::f16),
+    shapes::kivi(3, CodeLayout::groups, 64, 2, Dtype::f16),
+    shapes::kivi(4, CodeLayout::rows, 128, 8, Dtype::bf16),
+    shapes::kivi(8, CodeLayout::rows, 64, 4, Dtype::bf16),
+};
+
+inline constexpr RowShape kRowShapes[] = {
+    {64, 64, Dtype::f16}, {128, 128, Dtype::bf16}, {128, 32, Dtype::f16}, {256, 256, Dtype::bf16}};
+
+}  // namespace kvatlas::gpu

@@ -1,0 +1,127 @@
+// The kernels of gpu/kernels/shapes.hpp as CUDA entry points, and their launchers: check the arguments, launch, check the error.
+#include "gpu/launch/launch.hpp"
+
+#include <cuda_runtime.h>
+
+#include <iterator>
+#include <string>
+#include <utility>
+
+#include "core/errors.hpp"
+#include "gpu/kernels/shapes.hpp"
+#include "gpu/kernels/span_merge.hpp"
+
+namespace kvatlas::gpu {
+
+// One block a multiprocessor is enough: with the bound left out, ptxas spills a few registers to reach an occupancy.
+template <int I>
+__global__ void __launch_bounds__(kQuantizeShapes[I].threads(), 1) quantize_pack_kernel(QuantizeArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  quantize_pack<kQuantizeShapes[I]>(c, a);
+}
+
+template <int I>
+__global__ void __launch_bounds__(kDecodeShapes[I].threads(), 1) decode_attention_kernel(DecodeArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  decode_attention<kDecodeShapes[I]>(c, a);
+}
+
+template <int I>
+__global__ void __launch_bounds__(kDecodeShapes[I].dim, 1) span_merge_kernel(DecodeArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  span_merge<kDecodeShapes[I].dim, kDecodeShapes[I].dtype>(c, a, kDecodeShapes[I].q_per_kv);
+}
+
+template <int I>
+__global__ void __launch_bounds__(kRowThreads, 1) hadamard_kernel(RowArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  hadamard_rows<kRowShapes[I]>(c, a);
+}
+
+template <int I>
+__global__ void __launch_bounds__(kRowThreads, 1) rope_apply_kernel(RowArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  rope_rows<kRowShapes[I]>(c, a);
+}
+
+namespace {
+
+void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw DeviceError(cat(what, ": ", cudaGetErrorString(error)));
+}
+#define KV_CUDA(call) check((call), #call)
+
+void require(bool holds, const char* sentence) {
+  if (!holds) throw InvalidArgument(sentence);
+}
+
+template <class Kernel, class Args>
+void start(Kernel kernel, dim3 grid, int threads, std::int64_t shared_bytes, const Args& args, void* stream) {
+  if (shared_bytes > (48 << 10)) KV_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+  kernel<<<grid, static_cast<unsigned>(threads), static_cast<std::size_t>(shared_bytes), static_cast<cudaStream_t>(stream)>>>(args);
+  KV_CUDA(cudaGetLastError());
+}
+
+template <int I>
+void quantize(const QuantizeArgs<DeviceCtx>& a, std::int64_t heads, void* stream) {
+  constexpr QuantizeShape S = kQuantizeShapes[I];
+  require(a.count > 0 && a.count % S.format.block_rows() == 0, "count must be positive and hold whole groups of tokens");
+  require(heads > 0 && heads <= 65535, "heads must lie between 1 and 65535");
+  require((a.code_stride | a.scale_stride | a.zero_stride) % 16 == 0 && a.row_stride % 8 == 0, "strides must be multiples of 16 bytes");
+  start(quantize_pack_kernel<I>, dim3(static_cast<unsigned>(ceil_div(a.count, S.tile())), static_cast<unsigned>(heads)), S.threads(), S.shared_bytes(), a, stream);
+}
+
+template <int I>
+void decode(const DecodeArgs<DeviceCtx>& a, std::int64_t sequences, void* stream) {
+  constexpr DecodeShape S = kDecodeShapes[I];
+  require(sequences > 0 && sequences <= 65535 && a.kv_heads > 0 && a.kv_heads <= 65535, "sequences and kv_heads must lie between 1 and 65535");
+  require(a.page > 0 && a.page % 16 == 0 && a.page % S.k.block_rows() == 0 && a.page % S.v.block_rows() == 0, "page must be a multiple of 16 tokens and of groups along tokens");
+  require(a.max_spans > 0, "max_spans must be positive");
+  const dim3 grid(static_cast<unsigned>(a.max_spans), static_cast<unsigned>(a.kv_heads), static_cast<unsigned>(sequences));
+  start(decode_attention_kernel<I>, grid, S.threads(), S.shared_bytes(), a, stream);
+  if (a.max_spans > 1) start(span_merge_kernel<I>, dim3(static_cast<unsigned>(a.kv_heads * S.q_per_kv), static_cast<unsigned>(sequences)), S.dim, 0, a, stream);
+}
+
+template <bool Rope, int I>
+void transform(const RowArgs<DeviceCtx>& a, void* stream) {
+  require(a.heads > 0 && a.tokens > 0, "heads and tokens must be positive");
+  const dim3 grid(static_cast<unsigned>(ceil_div(a.heads * a.tokens, kRowThreads / 32)));
+  if constexpr (Rope) start(rope_apply_kernel<I>, grid, kRowThreads, 0, a, stream);
+  else start(hadamard_kernel<I>, grid, kRowThreads, 0, a, stream);
+}
+template <bool Rope, std::size_t... I>
+void choose_transform(int shape, const RowArgs<DeviceCtx>& a, void* stream, std::index_sequence<I...>) {
+  const bool found = ((shape == static_cast<int>(I) ? (transform<Rope, static_cast<int>(I)>(a, stream), true) : false) || ...);
+  require(found, "shape is no index of kRowShapes");
+}
+
+template <std::size_t... I>
+void choose_quantize(int shape, const QuantizeArgs<DeviceCtx>& a, std::int64_t heads, void* stream, std::index_sequence<I...>) {
+  const bool found = ((shape == static_cast<int>(I) ? (quantize<static_cast<int>(I)>(a, heads, stream), true) : false) || ...);
+  require(found, "shape is no index of kQuantizeShapes");
+}
+template <std::size_t... I>
+void choose_decode(int shape, const DecodeArgs<DeviceCtx>& a, std::int64_t sequences, void* stream, std::index_sequence<I...>) {
+  const bool found = ((shape == static_cast<int>(I) ? (decode<static_cast<int>(I)>(a, sequences, stream), true) : false) || ...);
+  require(found, "shape is no index of kDecodeShapes");
+}
+
+}  // namespace
+
+void launch_quantize_pack(int shape, const QuantizeArgs<DeviceCtx>& args, std::int64_t heads, void* stream) {
+  choose_quantize(shape, args, heads, stream, std::make_index_sequence<std::size(kQuantizeShapes)>{});
+}
+
+void launch_decode_attention(int shape, const DecodeArgs<DeviceCtx>& args, std::int64_t sequences, void* stream) {
+  choose_decode(shape, args, sequences, stream, std::make_index_sequence<std::size(kDecodeShapes)>{});
+}
+
+void launch_hadamard(int shape, const RowArgs<DeviceCtx>& args, void* stream) {
+  choose_transform<false>(shape, args, stream, std::make_index_sequence<std::size(kRowShapes)>{});
+}
+
+void launch_rope_apply(int shape, const RowArgs<DeviceCtx>& args, void* stream) {
+  choose_transform<true>(shape, args, stream, std::make_index_sequence<std::size(kRowShapes)>{});
+}
+
+}  // namespace kvatlas::gpu

@@ -1,0 +1,23 @@
+// Launchers of the kernels on a GPU; nvcc compiles them and what calls them. A stream is a cudaStream_t.
+#pragma once
+
+#include "gpu/simt/device_context.hpp"
+
+#include "gpu/kernels/decode_attention.hpp"
+#include "gpu/kernels/quantize_pack.hpp"
+#include "gpu/kernels/row_transforms.hpp"
+
+namespace kvatlas::gpu {
+
+/// Codes `heads` heads with kernel kQuantizeShapes[shape].
+/// throws   InvalidArgument for arguments that the kernel does not take, DeviceError when the launch fails
+void launch_quantize_pack(int shape, const QuantizeArgs<DeviceCtx>& args, std::int64_t heads, void* stream);
+
+/// One decode step of one layer with kernel kDecodeShapes[shape], and the merge of its spans.
+void launch_decode_attention(int shape, const DecodeArgs<DeviceCtx>& args, std::int64_t sequences, void* stream);
+
+/// Hadamard transform or rotary embedding of rows in place with kRowShapes[shape].
+void launch_hadamard(int shape, const RowArgs<DeviceCtx>& args, void* stream);
+void launch_rope_apply(int shape, const RowArgs<DeviceCtx>& args, void* stream);
+
+}  // namespace kvatlas::gpu

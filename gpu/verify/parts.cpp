@@ -1,0 +1,156 @@
+#include "gpu/verify/parts.hpp"
+
+#include <cstring>
+
+#include "core/errors.hpp"
+#include "core/formats/dtype.hpp"
+#include "core/formats/int_codes.hpp"
+#include "core/philox.hpp"
+#include "reference/compose/recipe.hpp"
+#include "reference/method.hpp"
+#include "reference/primitives/group_quantizer.hpp"
+
+namespace kvatlas::gpu {
+
+namespace {
+
+std::vector<std::uint8_t> bytes_of_span(std::span<const std::byte> from) {
+  std::vector<std::uint8_t> out(from.size());
+  if (!from.empty()) std::memcpy(out.data(), from.data(), from.size());
+  return out;
+}
+
+/// Codes of a group quantizer, group by group, as a stream of rows.
+std::vector<std::uint8_t> rows_of_groups(std::span<const std::byte> packed, const KernelFormat& f, std::int64_t rows, int dim) {
+  const auto* from = reinterpret_cast<const std::uint8_t*>(packed.data());
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * dim));
+  for (std::int64_t t = 0; t < rows; ++t)
+    for (int c = 0; c < dim; ++c)
+      codes[static_cast<std::size_t>(t * dim + c)] = static_cast<std::uint8_t>(num::code_at(from, (t / f.group_size * dim + c) * f.group_size + t % f.group_size, f.bits));
+  std::vector<std::byte> out(static_cast<std::size_t>(f.code_bytes_of(rows, dim)));
+  num::pack(codes, f.bits, out);
+  return bytes_of_span(out);
+}
+
+CodedHead group_codes(const KernelFormat& f, Dtype dtype, View<const float> rows, std::span<const float> table) {
+  const int dim = static_cast<int>(rows.dim(1));
+  GroupQuantizer q{.bits = f.bits, .group_size = f.group_size, .axis = f.axis};
+  if (f.scheme == CodeScheme::table) {
+    q.scheme = QuantScheme::codebook;
+    q.codebook.assign(table.begin(), table.end());
+  } else if (f.scheme == CodeScheme::absmax) {
+    q.work = Dtype::f32;
+    q.meta = MetaType::f32;
+    q.scheme = QuantScheme::absmax;
+    q.least_scale = 1e-6F;
+    q.reciprocal = true;
+  }
+  GroupRows coded(q, dim);
+  coded.append(rows);
+  CodedHead out{.codes = bytes_of_span(coded.codes()), .scales = bytes_of_span(coded.scales()), .zeros = bytes_of_span(coded.zeros()), .values = Array({rows.dim(0), rows.dim(1)})};
+  if (f.along_tokens() && f.layout == CodeLayout::rows) out.codes = rows_of_groups(coded.codes(), f, rows.dim(0), dim);
+  coded.read(0, out.values.view());
+  if (f.scheme == CodeScheme::absmax) num::round_to(dtype, out.values.values());  // such stores round what they read
+  return out;
+}
+
+/// The stores of whole methods: their own codes, and values as their attention reads them.
+CodedHead method_codes(const std::string& recipe, Dtype dtype, View<const float> rows) {
+  const MethodChoice m = parse_choice(recipe);
+  const CacheShape shape = uniform_shape(1, 1, 1, static_cast<int>(rows.dim(1)), dtype);
+  const auto store = m.method->open_side(m.row, shape.classes.front(), 0, Side::key, dtype);
+  store->append({rows.data(), {1, rows.dim(0), rows.dim(1)}});
+  std::vector<NamedBuffer> buffers;
+  store->buffers("", buffers);
+  CodedHead out{.codes = {}, .scales = {}, .zeros = {}, .values = Array({rows.dim(0), rows.dim(1)})};
+  for (const NamedBuffer& b : buffers) {
+    if (b.name == "codes/head0") out.codes = bytes_of_span(b.bytes);
+    if (b.name == "scales/head0") out.scales = bytes_of_span(b.bytes);
+  }
+  store->read(0, 0, out.values.view());
+  return out;
+}
+
+}  // namespace
+
+Array draw_rows(std::int64_t rows, int dim, Dtype dtype, std::uint64_t seed) {
+  Array x({rows, dim});
+  const RandomStream stream{.seed = seed};
+  for (std::int64_t t = 0; t < rows; ++t)
+    for (int c = 0; c < dim; ++c) {
+      auto f = static_cast<float>(random_normal(stream, static_cast<std::uint64_t>(t * dim + c)));
+      if (c == 3) f *= 20.0F;                                   // an outlier channel
+      if (t % 64 == 5) f = 0.25F;                               // a row of equal values
+      if (t % 64 == 9) f = (c + c / 8) % 2 == 0 ? 0.0F : -0.0F;  // zeros of both signs, the first of eight in turn
+      if (t % 7 == 3) f = num::rint(f * 4.0F) / 4.0F;          // ties
+      if (c == 11) f = t % 2 == 0 ? -0.0F : 0.0F;
+      if (c == 12) f = 1e-7F * f;                               // subnormal as a half
+      x.view()(t, c) = f;
+    }
+  num::round_to(dtype, x.values());
+  return x;
+}
+
+std::vector<std::uint16_t> bits_of_rows(View<const float> rows, Dtype dtype) {
+  std::vector<std::uint16_t> bits;
+  bits.reserve(static_cast<std::size_t>(rows.size()));
+  for (std::int64_t t = 0; t < rows.dim(0); ++t)
+    for (const float x : rows.row(t)) bits.push_back(static_cast<std::uint16_t>(num::encode(dtype, x)));
+  return bits;
+}
+
+float case_head_scale(const KernelFormat& f) { return f.scheme == CodeScheme::e4m3 ? 0.5F : f.scheme == CodeScheme::nvfp4 ? 0.25F : 1.0F; }
+
+std::vector<float> case_table(const KernelFormat& f) {
+  std::vector<float> table;
+  if (f.scheme != CodeScheme::table) return table;
+  const int n = 1 << f.bits;
+  for (int i = 0; i < n; ++i) {
+    const float at = 2.0F * static_cast<float>(i) / static_cast<float>(n - 1) - 1.0F;
+    table.push_back(at * (at < 0 ? -at : at));  // finer around zero
+  }
+  return table;
+}
+
+CodedHead reference_codes(const KernelFormat& f, Dtype dtype, View<const float> rows, float head_scale, std::span<const float> table) {
+  switch (f.scheme) {
+    case CodeScheme::plain: {
+      CodedHead out{.codes = {}, .scales = {}, .zeros = {}, .values = Array({rows.dim(0), rows.dim(1)})};
+      const auto bits = bits_of_rows(rows, dtype);
+      out.codes = bytes_of_span(std::as_bytes(std::span(bits)));
+      for (std::int64_t t = 0; t < rows.dim(0); ++t)
+        for (std::int64_t c = 0; c < rows.dim(1); ++c) out.values.view()(t, c) = rows(t, c);
+      return out;
+    }
+    case CodeScheme::e4m3: return method_codes(cat("fp8_kv:k_scale=", head_scale), dtype, rows);
+    case CodeScheme::mxfp4: return method_codes("mxfp4", dtype, rows);
+    case CodeScheme::nvfp4: return method_codes(cat("nvfp4_kv:k_scale=", head_scale), dtype, rows);
+    case CodeScheme::affine:
+    case CodeScheme::absmax:
+    case CodeScheme::table: break;
+  }
+  return group_codes(f, dtype, rows, table);
+}
+
+void note_launch(Verdict& v, const LaunchReport& r, const Schedule& s) {
+  v.schedules += 1;
+  for (const Finding& f : r.findings) {
+    v.found.push_back(f.kind);
+    if (f.kind == FindingKind::race || f.kind == FindingKind::same_value_write) v.races += 1;
+    if (v.why.empty()) v.why = cat(name_of(f.kind), " (", s.name(), "): ", f.text);
+  }
+  const auto counts = [](const AccessCounts& c) {
+    return kernels::ExactCounts{.requests = c.requests, .bytes = c.bytes, .sectors = c.sectors, .distinct_sectors = c.distinct_sectors};
+  };
+  const kernels::ExactTraffic now{.reads = counts(r.counts.reads), .writes = counts(r.counts.writes)};
+  if (v.schedules > 1 && now != v.counted && v.why.empty()) v.why = cat("counts differ under ", s.name());
+  v.counted = now;
+  v.bank_conflicts = r.counts.shared.conflicts();
+}
+
+std::uint64_t hash_bytes(std::span<const std::byte> bytes, std::uint64_t from) {
+  for (const std::byte b : bytes) from = (from ^ std::to_integer<std::uint64_t>(b)) * 0x100000001B3ULL;
+  return from;
+}
+
+}  // namespace kvatlas::gpu

@@ -1,0 +1,59 @@
+#include "gpu/verify/verify.hpp"
+
+#include <algorithm>
+#include <string_view>
+
+#include "core/errors.hpp"
+
+namespace kvatlas::gpu {
+
+std::vector<std::string> verified_kernels() { return {"quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply"}; }
+
+std::vector<Verdict> verify(const VerifyOptions& options, const std::function<void(const Verdict&)>& progress) {
+  const auto kernels = verified_kernels();
+  if (!options.kernel.empty() && std::ranges::find(kernels, options.kernel) == kernels.end()) {
+    const std::vector<std::string_view> names(kernels.begin(), kernels.end());
+    throw InvalidArgument(unknown_name("kernel", options.kernel, names));
+  }
+  const auto has_format = [&](const std::string& name) { return options.format.empty() || name.find(options.format) != std::string::npos; };
+  const auto has_kernel = [&](std::string_view name) { return options.kernel.empty() || options.kernel == name; };
+  std::vector<Schedule> schedules = all_schedules(options.long_run ? 8 : 1);
+  if (!options.long_run) schedules = {schedules[0], schedules[1], schedules.back()};
+  std::vector<Verdict> all;
+  const auto add = [&](const Verdict& v) {
+    if (!has_kernel(v.kernel)) return;
+    all.push_back(v);
+    if (progress) progress(v);
+  };
+  if (has_kernel("quantize_pack"))
+    for (const QuantizeInstance& i : quantize_instances()) {
+      if (!has_format(name_of(i.shape.format, i.shape.dtype))) continue;
+      add(verify_quantize(i, {.heads = 2, .tokens = 96}, schedules));
+      if (!i.shape.format.along_tokens()) add(verify_quantize(i, {.heads = 2, .tokens = 37, .seed = 2}, schedules));
+      if (options.long_run) add(verify_quantize(i, {.heads = 8, .tokens = 1024, .seed = 3}, schedules));
+    }
+  if (has_kernel("decode_attention") || has_kernel("span_merge"))
+    for (const DecodeInstance& i : decode_instances()) {
+      if (!has_format(name_of(i.shape.k, i.shape.dtype) + "+" + name_of(i.shape.v, i.shape.dtype))) continue;
+      std::vector<DecodeCase> cases{{.contexts = {577}, .kv_heads = 1}};
+      if (options.long_run) {
+        cases.push_back({.contexts = {1, 129, 577, 64, 300}, .kv_heads = 2, .page = 32, .seed = 2});
+        cases.push_back({.contexts = {2048}, .kv_heads = 1, .page = 64, .seed = 3});
+        cases.push_back({.contexts = {2051}, .kv_heads = 1, .page = 128, .seed = 4});
+      }
+      for (const DecodeCase& c : cases)
+        for (const Verdict& v : verify_decode(i, c, schedules)) add(v);
+    }
+  for (const RowInstance& i : row_instances()) {
+    if (!has_format(i.shape.dtype == Dtype::bf16 ? "bf16" : "fp16")) continue;
+    for (const bool inverse : {false, true}) {
+      const RowCase c{.heads = 2, .tokens = options.long_run ? 300 : 37, .inverse = inverse};
+      if (has_kernel("rope_apply") && i.shape.block == i.shape.dim) add(verify_rope(i, c, schedules));
+      if (has_kernel("hadamard") && !inverse) add(verify_hadamard(i, c, schedules));
+    }
+  }
+  if (all.empty()) throw InvalidArgument(cat("format is \"", options.format, "\", no case of ", options.kernel.empty() ? std::string("any kernel") : options.kernel, " has it"));
+  return all;
+}
+
+}  // namespace kvatlas::gpu

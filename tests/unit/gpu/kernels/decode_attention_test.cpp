@@ -1,0 +1,59 @@
+#include "gpu/kernels/decode_attention.hpp"
+
+#include "gpu/verify/case.hpp"
+#include "tests/catch.hpp"
+
+using namespace kvatlas;
+using namespace kvatlas::gpu;
+
+namespace {
+void check(const std::vector<Verdict>& verdicts) {
+  for (const Verdict& v : verdicts) {
+    CAPTURE(v.kernel, v.format, v.shape);
+    CHECK(v.why == "");
+    CHECK(v.bit_exact);
+    CHECK(v.races == 0);
+    CHECK(v.counted.reads == v.planned.reads);
+    CHECK(v.counted.writes == v.planned.writes);
+  }
+}
+}  // namespace
+
+TEST_CASE("decode attention gives the reference's bits under every schedule, for each format, and moves what its entry says", "[unit]") {
+  const auto schedules = all_schedules(1);
+  for (const DecodeInstance& i : decode_instances()) {
+    CAPTURE(name_of(i.shape));
+    check(verify_decode(i, {.contexts = {200}, .kv_heads = 1}, schedules));
+  }
+}
+
+TEST_CASE("lengths that end inside tiles, spans and pages, and a batch of several, agree with the reference", "[unit]") {
+  const std::vector<Schedule> one{{.lanes = LaneOrder::random, .blocks = BlockOrder::random, .seed = 3}};
+  for (const DecodeInstance& i : decode_instances()) {
+    CAPTURE(name_of(i.shape));
+    check(verify_decode(i, {.contexts = {1, 129, 577, 64}, .kv_heads = 2, .page = 32}, one));
+  }
+}
+
+TEST_CASE("a sequence has the same bits alone and in a batch of seven", "[unit]") {
+  for (const DecodeInstance& i : decode_instances()) {
+    if (i.shape.dim > 128) continue;
+    const auto dim = static_cast<std::size_t>(i.shape.dim * i.shape.q_per_kv);
+    const auto alone = decode_output(i, {.contexts = {333}, .kv_heads = 1}, {});
+    const auto batch = decode_output(i, {.contexts = {40, 64, 300, 333, 1, 257, 90}, .kv_heads = 1, .page = 32}, {.lanes = LaneOrder::descending, .blocks = BlockOrder::descending});
+    CAPTURE(name_of(i.shape));
+    REQUIRE(std::vector(batch.begin() + static_cast<std::ptrdiff_t>(3 * dim), batch.begin() + static_cast<std::ptrdiff_t>(4 * dim)) == alone);
+  }
+}
+
+TEST_CASE("long decodes move the floor: summed and distinct sectors within 5%, partial results apart", "[unit]") {
+  const std::vector<Schedule> one{{}};
+  for (const DecodeInstance& i : decode_instances()) {
+    if (i.shape.q_per_kv > 4) continue;
+    const Verdict v = verify_decode(i, {.contexts = {2048}, .kv_heads = 1}, one).front();
+    CAPTURE(name_of(i.shape), v.floor_bytes, v.partials_bytes, v.counted.reads.sectors, v.counted.reads.distinct_sectors);
+    CHECK(v.ok());
+    CHECK(static_cast<double>(32 * v.counted.reads.distinct_sectors) <= 1.05 * static_cast<double>(v.floor_bytes));
+    CHECK(static_cast<double>(32 * v.counted.reads.sectors) <= 1.05 * static_cast<double>(v.floor_bytes));
+  }
+}
