@@ -1,6 +1,7 @@
 // Meetings of lanes: a lane deposits what it brings and waits until every lane of its mask has come.
 #include <algorithm>
 #include <cstring>
+#include <fmt/core.h>
 
 #include "core/errors.hpp"
 #include "gpu/simt/executor.hpp"

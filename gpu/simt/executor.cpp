@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <fmt/core.h>
 #include <numeric>
 
 #include "core/errors.hpp"

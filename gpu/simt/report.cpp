@@ -1,5 +1,6 @@
 #include "gpu/simt/report.hpp"
 
+#include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
 #include "core/errors.hpp"
