@@ -113,6 +113,8 @@ json parse(std::string_view text, std::string_view origin) {
     });
   } catch (const json::parse_error& e) {
     throw InvalidArgument(cat(origin, " is not JSON: the text stops making sense at byte ", e.byte));
+  } catch (const json::out_of_range&) {
+    throw InvalidArgument(cat(origin, " holds a number beyond the range of doubles"));
   }
 }
 

@@ -82,8 +82,10 @@ double Node::number(double min, double max) const {
 }
 
 json parse_document(std::string_view text, std::string_view origin) {
+  constexpr int kMaxDepth = 32;  // copies and prints of deeper JSON would exhaust the stack
   std::vector<std::set<std::string>> seen;
-  const json::parser_callback_t watch = [&](int, json::parse_event_t event, json& parsed) {
+  const json::parser_callback_t watch = [&](int depth, json::parse_event_t event, json& parsed) {
+    if (depth > kMaxDepth) throw InvalidArgument(cat(origin, ": nests its values deeper than ", kMaxDepth, " levels"));
     if (event == json::parse_event_t::object_start) seen.emplace_back();
     if (event == json::parse_event_t::object_end) seen.pop_back();
     if (event == json::parse_event_t::key && !seen.back().insert(parsed.get<std::string>()).second)
@@ -96,6 +98,8 @@ json parse_document(std::string_view text, std::string_view origin) {
     std::string why = e.what();  // "[json.exception.parse_error.101] parse error at line 3, column 5: ..."
     if (const std::size_t at = why.find("line "); at != std::string::npos) why = why.substr(at);
     throw InvalidArgument(cat(origin, ": not JSON: ", why));
+  } catch (const json::out_of_range&) {
+    throw InvalidArgument(cat(origin, ": holds a number beyond the range of doubles"));
   }
 }
 

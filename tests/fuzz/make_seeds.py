@@ -74,6 +74,15 @@ def tokenizer_seeds():
     return {f"{pick}_{i}": bytes([pick + 128 * (i % 2)]) + line for pick in range(7) for i, line in enumerate([t.encode() for t in lines] + broken) if i % 7 in (pick, (pick + 3) % 7)}
 
 
+def tokenizer_json_seeds():
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "abb": 3}, "merges": ["a b", ["ab", "b"]], "ignore_merges": True}
+    added = [{"id": 4, "content": "<s>", "special": True}, {"id": 5, "content": "ba", "special": False}]
+    digits = [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "add_prefix_space": False}]
+    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]}
+    return {"digits": json.dumps({"added_tokens": added, "pre_tokenizer": {"type": "Sequence", "pretokenizers": digits}, "model": model}).encode(),
+            "begin": json.dumps({"added_tokens": added, "normalizer": {"type": "NFC"}, "pre_tokenizer": digits[1], "post_processor": template, "model": model}).encode()}
+
+
 def config_seeds():
     names = ("smollm2-135m", "gemma-3-270m", "deepseek-v3", "gpt-oss-20b", "qwen3-next-80b-a3b", "kimi-linear-48b-a3b", "mpt-7b", "gpt-j-6b", "mixtral-8x7b", "qwen2.5-7b")
     return {name: (ROOT / "models/zoo" / f"{name}.json").read_bytes() for name in names}
@@ -90,7 +99,7 @@ def cache_seeds():
 
 
 def main(folder: Path) -> None:
-    seeds = {"gguf": gguf_seeds(), "safetensors": safetensors_seeds(), "npy": npy_seeds(), "tokenizer": tokenizer_seeds(), "config": config_seeds(),
+    seeds = {"gguf": gguf_seeds(), "safetensors": safetensors_seeds(), "npy": npy_seeds(), "tokenizer": tokenizer_seeds(), "tokenizer_json": tokenizer_json_seeds(), "config": config_seeds(),
              "spec": spec_seeds(), "cache": cache_seeds()}
     for target, files in seeds.items():
         (folder / target).mkdir(parents=True, exist_ok=True)

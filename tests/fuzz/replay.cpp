@@ -14,7 +14,8 @@ int main(int argc, char** argv) {
     std::fputs("usage: kvatlas_fuzz_replay FOLDER\n", stderr);
     return 2;
   }
-  const Target targets[] = {{"gguf", fuzz_gguf}, {"safetensors", fuzz_safetensors}, {"tokenizer", fuzz_tokenizer}, {"npy", fuzz_npy},
+  const Target targets[] = {{"gguf", fuzz_gguf}, {"safetensors", fuzz_safetensors}, {"tokenizer", fuzz_tokenizer},
+                            {"tokenizer_json", fuzz_tokenizer_json}, {"npy", fuzz_npy},
                             {"config", fuzz_config}, {"spec", fuzz_spec}, {"cache", fuzz_cache}};
   bool failed = false;
   for (const Target& target : targets) {

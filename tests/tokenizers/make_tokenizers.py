@@ -3,8 +3,9 @@
 
 usage: make_tokenizers.py [FOLDER]     FOLDER is tests/tokenizers unless given
 
-Writes rank.gguf (byte-level BPE, by `tokenizers`), score.gguf and score_prefix.gguf (BPE by score, by `sentencepiece`; the second
-with a space before every text, as Llama 2 has it) and cases.json: texts in hexadecimal and their ids for each file and pre-tokenizer.
+Writes rank.gguf (byte-level BPE, by `tokenizers`), smollm.json and llama-bpe.json (the same vocabulary as tokenizer.json), score.gguf and
+score_prefix.gguf (BPE by score, by `sentencepiece`; the second with a space before every text, as Llama 2 has it) and cases.json: texts
+in hexadecimal and their ids for each file and pre-tokenizer.
 Needs gguf, tokenizers, sentencepiece, protobuf. Texts are well-formed UTF-8: the recorded tokenizers take no others.
 """
 import io
@@ -75,6 +76,8 @@ def by_rank(folder, text):
     for name, (used, pre) in variants.items():
         used.pre_tokenizer = pre
         out[name] = [used.encode(t, add_special_tokens=False).ids for t in TEXTS]
+        if name in ("smollm", "llama-bpe"):
+            used.save(str(folder / f"{name}.json"), pretty=False)
     return out
 
 

@@ -65,6 +65,7 @@ TEST_CASE("text that holds no config is refused in one sentence", "[unit]") {
     return "accepted";
   };
   CHECK(said("") == "c.json is not JSON: the text stops making sense at byte 1");
+  CHECK(said("{\"hidden_size\": 1e3087}") == "c.json holds a number beyond the range of doubles");
   CHECK(said("{\"hidden_size\": }") == "c.json is not JSON: the text stops making sense at byte 17");
   CHECK(said("[1, 2]") == "c.json holds array, must hold a JSON object");
   CHECK(said(std::string(5000, '[')) == "c.json nests its values deeper than 32 levels");

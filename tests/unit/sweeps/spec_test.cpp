@@ -56,6 +56,8 @@ TEST_CASE("a workload's lists become one workload each", "[unit]") {
 }
 
 TEST_CASE("each mistake in a spec gets a sentence with its place", "[unit]") {
+  REQUIRE(refusal("{\"models\": [1e3087]}") == "s.json: holds a number beyond the range of doubles");
+  REQUIRE(refusal("{\"models\": " + std::string(40, '[')) == "s.json: nests its values deeper than 32 levels");
   REQUIRE(refusal("{\"models\": [") == "s.json: not JSON: line 1, column 13: syntax error while parsing value - unexpected end of input; expected '[', '{', or a literal");
   REQUIRE(refusal("[]") == "s.json is [], must be an object");
   REQUIRE(refusal(with(", \"context\": [1]")) == "s.json: \"context\": unknown key; did you mean \"contexts\"?");
