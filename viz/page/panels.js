@@ -209,7 +209,7 @@ function drawCompare() {
     return { p, cfg, served: i === undefined ? null : servedRow(i), step: stepAt === null || stepAt === undefined ? null : pointRow(stepAt), cache: index.cache(p.model, p.m, ledgerContext()), q: index.quality(D.models[p.model].slug, D.methods[p.m].recipe) };
   });
   const line = (name, get, spell, ratio = true) => {
-    const values = sides.map((s) => (s ? get(s) : null));
+    const values = sides.map((s) => (s ? get(s) : null)).map((v) => (v === false || v === undefined ? null : v));
     const both = ratio && values.every((v) => typeof v === "number" && known(v) && v !== 0);
     return `<tr><th scope="row">${name}</th>${values.map((v) => `<td>${v === null || v === undefined || Number.isNaN(v) ? "–" : spell(v)}</td>`).join("")}<td class="n">${both ? times(values[1] / values[0]) : ""}</td></tr>`;
   };

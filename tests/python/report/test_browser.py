@@ -181,6 +181,11 @@ def test_two_pinned_configurations_are_compared(opened: Opened) -> None:
     opened.page.wait_for_function("location.hash.includes('a=turboquant') && location.hash.includes('b=fp8_kv')")
     opened.page.click('[data-unpin="a"]')
     assert "turboquant" not in opened.text("#compare-table")
+    # What cannot be served shows its reason and no figures.
+    opened.page.evaluate("location.hash = '#model=small-8b&gpu=rtx-9000&ask=w:aabbccdd&a=snapkv@small-8b@rtx-9000&b=kivi@wide-7b@rtx-9000'")
+    opened.page.wait_for_function("document.querySelector('#compare-table').textContent.includes('snapkv')")
+    table = opened.text("#compare-table")
+    assert "a prompt holds 11.88 GiB more" in table and "group_size is 48, must divide head_dim (128)" in table and "false" not in table and "NaN" not in table
 
 
 def test_tables_sort_by_their_heads(opened: Opened) -> None:
