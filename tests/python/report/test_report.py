@@ -37,6 +37,7 @@ def test_everything_of_a_small_store_is_read(store: Path) -> None:
     assert data["meta"]["thinned"] is None
     assert [m["recipe"] for m in data["methods"]] == [m[0] for m in METHODS]
     assert len(data["served"]["configuration"]) == 38 and sum(data["served"]["feasible"]) == 36  # kivi cannot be on the second model, snapkv not on one GPU
+    assert data["scenarios"] == [{"chunk": 8192, "dp": 1, "engine": "vllm", "ep": 1, "gpu_memory_utilization": 0.9, "pp": 1, "tp": 1, "weights": "bf16"}]
     assert len(data["quality"]) == 6 and len(data["claims"]) == 3 and len(data["measurements"]) == 40
     assert data["points"]["tokens_per_s"][0] == pytest.approx(data["points"]["batch"][0] / data["points"]["step_s"][0])
 
