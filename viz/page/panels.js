@@ -9,7 +9,7 @@ function drawQuestion() {
   ];
   const pick = (id, label, options) => `<label class="pick"><span class="sr">${label}</span><select id="${id}" title="${label}">${options}</select></label>`;
   $("#question").innerHTML = `What should ${pick("pick-model", "model", D.models.map((m, i) => option(i, m.name, i === state.model)).join(""))} run on one ${pick("pick-gpu", "GPU",
-    D.gpus.map((g, i) => option(i, g.identity === g.slug ? g.name : g.identity, i === state.gpu)).join(""))} for ${pick("pick-ask", "workload", asks.map(([v, t]) => option(v, t, v === state.ask)).join(""))}?`;
+    D.gpus.map((g, i) => option(i, g.identity === g.slug ? g.name : g.identity, i === state.gpu)).join(""))} for ${pick("pick-ask", "workload", asks.map(([v, t]) => option(v, t, v === state.ask)).join(""))}? <small>${esc(scenarioText(D.scenarios[state.scenario]))}${D.plans[state.plan] === "released" ? ", official code" : ""}</small>`;
   for (const [id, set] of [["pick-model", (v) => { state.model = Number(v); state.lit = null; }], ["pick-gpu", (v) => { state.gpu = Number(v); state.lit = null; }], ["pick-ask", (v) => { state.ask = v; state.lit = null; state.context = null; }]])
     $(`#${id}`).onchange = (e) => { set(e.target.value); changed("question"); $(`#${id}`)?.focus(); };
 }
