@@ -185,10 +185,12 @@ def _read(store: Store, most: int) -> Dict[str, Any]:
             for name, value in zip(ledgers, (model_at[model], method_at[method], context, place(components, component), side, count, bits)):
                 ledgers[name].append(value)
 
+    measured = store.records("measurements")
+    stride = max(1, -(-len(measured) // 5000))  # every so many-th is drawn
     runs = store.rows("SELECT code_version, shard, state, points, infeasible, spec FROM runs ORDER BY id")
     return {
         "meta": {"db": store.path.name, "schema": store.version, "code_version": (store.rows("SELECT value FROM meta WHERE name = 'code_version'") or [("unknown",)])[0][0],
-                 "points_total": total, "points_drawn": len(rows), "workload_rows": len(served_rows), "thinned": thinned,
+                 "points_total": total, "points_drawn": len(rows), "workload_rows": len(served_rows), "thinned": thinned, "measurements_total": len(measured),
                  "runs": [{"code_version": r[0], "shard": r[1], "state": r[2], "points": r[3], "infeasible": r[4], "spec": json.loads(r[5])} for r in runs]},
         "models": [dict(zip(("identity", "slug", "name", "source"), r[1:])) for r in models],
         "gpus": [dict(zip(("identity", "slug", "name"), r[1:])) for r in gpus],
@@ -200,5 +202,5 @@ def _read(store: Store, most: int) -> Dict[str, Any]:
         "workloads": [dict(zip(("key", "prompt", "output", "prefix_hit", "turns", "rate", "concurrency", "slo_ttft_s", "slo_tpot_s"), r[1:])) for r in workloads],
         "served": served, "infeasible": infeasible, "caches": caches, "ledgers": ledgers,
         "quality": store.records("quality"), "validation": store.records("validation", "kind, gpu, profile, kv_dtype, subset"),
-        "measurements": store.records("measurements")[:5000], "claims": store.records("claims"),
+        "measurements": measured[::stride], "claims": store.records("claims"),
     }
