@@ -41,7 +41,7 @@ let index = null;     // look-ups
 function buildIndex() {
   const c = D.configurations, n = c.model.length;
   const byName = new Map();
-  const nameOf = (model, gpu, scenario, plan, method) => (((model * 4096 + gpu) * 64 + scenario) * 8 + plan) * 65536 + method;
+  const nameOf = (model, gpu, scenario, plan, method) => (((model * D.gpus.length + gpu) * D.scenarios.length + scenario) * D.plans.length + plan) * D.methods.length + method;
   for (let i = 0; i < n; ++i) byName.set(nameOf(c.model[i], c.gpu[i], c.scenario[i], c.plan[i], c.method[i]), i);
 
   // Points are ordered by configuration, context, batch.

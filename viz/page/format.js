@@ -44,7 +44,7 @@ function workloadText(w) {
 }
 
 // What is not said takes the command line's default.
-const DEFAULTS = { weights: "bf16", engine: "vllm", tp: 1, pp: 1, dp: 1, ep: 1, chunk: 8192, gpu_memory_utilization: 0.9 };
+const DEFAULTS = { weights: "bf16", engine: "vllm", tp: 1, pp: 1, dp: 1, ep: 1, chunk: 8192, gpu_memory_utilization: 0.9, arithmetic: "float" };
 
 // The command that gives a row's figures again.
 function commandOf(row) {

@@ -9,7 +9,7 @@ function drawQuestion() {
   ];
   const pick = (id, label, options) => `<label class="pick"><span class="sr">${label}</span><select id="${id}" title="${label}">${options}</select></label>`;
   $("#question").innerHTML = `What should ${pick("pick-model", "model", D.models.map((m, i) => option(i, m.name, i === state.model)).join(""))} run on one ${pick("pick-gpu", "GPU",
-    D.gpus.map((g, i) => option(i, g.identity === g.slug ? g.name : g.identity, i === state.gpu)).join(""))} for ${pick("pick-ask", "workload", asks.map(([v, t]) => option(v, t, v === state.ask)).join(""))}?`;
+    D.gpus.map((g, i) => option(i, g.identity === g.slug ? g.name : g.identity, i === state.gpu)).join(""))} for ${pick("pick-ask", "workload", asks.map(([v, t]) => option(v, t, v === state.ask)).join(""))}? <small>${esc(scenarioText(D.scenarios[state.scenario]))}${D.plans[state.plan] === "released" ? ", official code" : ""}</small>`;
   for (const [id, set] of [["pick-model", (v) => { state.model = Number(v); state.lit = null; }], ["pick-gpu", (v) => { state.gpu = Number(v); state.lit = null; }], ["pick-ask", (v) => { state.ask = v; state.lit = null; state.context = null; }]])
     $(`#${id}`).onchange = (e) => { set(e.target.value); changed("question"); $(`#${id}`)?.focus(); };
 }
@@ -209,7 +209,7 @@ function drawCompare() {
     return { p, cfg, served: i === undefined ? null : servedRow(i), step: stepAt === null || stepAt === undefined ? null : pointRow(stepAt), cache: index.cache(p.model, p.m, ledgerContext()), q: index.quality(D.models[p.model].slug, D.methods[p.m].recipe) };
   });
   const line = (name, get, spell, ratio = true) => {
-    const values = sides.map((s) => (s ? get(s) : null));
+    const values = sides.map((s) => (s ? get(s) : null)).map((v) => (v === false || v === undefined ? null : v));
     const both = ratio && values.every((v) => typeof v === "number" && known(v) && v !== 0);
     return `<tr><th scope="row">${name}</th>${values.map((v) => `<td>${v === null || v === undefined || Number.isNaN(v) ? "–" : spell(v)}</td>`).join("")}<td class="n">${both ? times(values[1] / values[0]) : ""}</td></tr>`;
   };
@@ -244,9 +244,12 @@ function drawValidation() {
   const box = $("#validation");
   if (!D.validation.length) { box.innerHTML = '<p class="hint">The store holds no validation: <code>kvatlas validate --db FILE</code> puts it there.</p>'; return; }
   const names = Object.fromEntries(KERNELS.map(([k, n]) => [k, n]));
-  const rows = D.validation.filter((r) => r.profile === "*" && r.kv_dtype === "*" && (r.subset === "cold" || r.subset === "overhead") && (r.gpu === "*" || r.subset === "cold"));
-  box.innerHTML = sortable("validation-table", [["kernel", 0], ["GPU", 0], ["rows of", 0], ["timings", 1], ["median error", 1], ["mean error", 1], ["p90", 1], ["bias", 1], ["inside 80 %", 1], ["bytes over peak: mean error", 1]],
-    rows.map((r) => [names[r.kind] || r.kind, r.gpu === "*" ? "all" : r.gpu, r.subset, [r.rows, whole(r.rows)], [r.median_ape, percent(r.median_ape)], [r.mean_ape, percent(r.mean_ape)], [r.p90_ape, percent(r.p90_ape)], [r.bias, percent(r.bias)], [r.coverage_80, percent(r.coverage_80)], [r.roofline_mean_ape, percent(r.roofline_mean_ape)]]));
+  // Kernels by GPU, and runs of whole models by framework and model.
+  const run = (r) => r.kind.startsWith("e2e_") && r.subset === "all";
+  const kernel = (r) => r.profile === "*" && r.kv_dtype === "*" && (r.subset === "cold" || (r.subset === "overhead" && r.gpu === "*"));
+  const rows = D.validation.filter((r) => run(r) || kernel(r));
+  box.innerHTML = sortable("validation-table", [["what", 0], ["GPU", 0], ["rows of", 0], ["timings", 1], ["median error", 1], ["mean error", 1], ["p90", 1], ["bias", 1], ["inside 80 %", 1], ["bytes over peak: mean error", 1]],
+    rows.map((r) => [names[r.kind] || `${r.kind.replace(/^e2e_/, "whole model: ").replace(/_/g, " ")}${r.profile === "*" ? "" : `, ${r.profile}`}`, r.gpu === "*" ? "all" : r.gpu, r.subset, [r.rows, whole(r.rows)], [r.median_ape, percent(r.median_ape)], [r.mean_ape, percent(r.mean_ape)], [r.p90_ape, percent(r.p90_ape)], [r.bias, percent(r.bias)], [r.coverage_80, percent(r.coverage_80)], [r.roofline_mean_ape, percent(r.roofline_mean_ape)]]));
 }
 
 const VERDICTS = { reproduced: "reproduced", reproduced_if: "reproduced if", consistent: "consistent", not_reproduced: "not reproduced", undetermined: "undetermined" };

@@ -19,7 +19,8 @@ const askWorkload = () => (state.ask.startsWith("w") ? Number(state.ask.slice(1)
 const askContext = () => (state.ask.startsWith("c") ? Number(state.ask.slice(1)) : null);
 
 const scenarioText = (s) => [s.weights, s.engine, s.tp > 1 ? `tp ${s.tp}` : "", s.pp > 1 ? `pp ${s.pp}` : "", s.dp > 1 ? `dp ${s.dp}` : "", s.ep > 1 ? `ep ${s.ep}` : "",
-  s.chunk !== 8192 ? `chunk ${s.chunk}` : "", s.gpu_memory_utilization !== 0.9 ? `${s.gpu_memory_utilization} of memory` : ""].filter(Boolean).join(", ");
+  s.chunk !== 8192 ? `chunk ${s.chunk}` : "", s.gpu_memory_utilization !== 0.9 ? `${s.gpu_memory_utilization} of memory` : "",
+  ...Object.entries(s).filter(([k, v]) => !(k in DEFAULTS) || (k === "arithmetic" && v !== "float")).map(([k, v]) => `${k.replace(/_/g, " ")} ${v}`)].filter(Boolean).join(", ");
 
 function pinText(pin) { return pin === null ? "" : `${D.methods[pin.m].recipe}@${D.models[pin.model].identity}@${D.gpus[pin.gpu].identity}`; }
 function pinOf(text) {

@@ -210,7 +210,7 @@ defineChart("measured", {
         rows: part.map((m) => ({ html: () => `<h4>${esc(m.gpu)}</h4><p>${esc(name)}: ${esc(m.setup)}</p><dl><dt>measured</dt><dd><b>${num(us(m.value))} µs</b></dd><dt>predicted</dt><dd>${num(us(m.predicted))} µs <span>80 %: ${num(us(m.low))} – ${num(us(m.high))}</span></dd><dt>kernel</dt><dd>${esc(m.profile)}</dd></dl><p class="from">${esc(m.provenance)}: ${esc(m.source)}</p>` })) });
     }
     return {
-      title, note: `${rows.length} published timings of kernels; on the dotted line a prediction is exact. Whole serving runs were not compared.`, height: 400, traces, legend: KERNELS.map(([, name, slot]) => [name, `--s${slot}`]), layout: layoutOf(axis(), axis(), { annotations: axisTitles("measured", "predicted") }),
+      title, note: `${D.meta.measurements_total > rows.length ? `${whole(rows.length)} of ${whole(D.meta.measurements_total)}` : whole(rows.length)} published timings of kernels; on the dotted line a prediction is exact.${D.validation.some((r) => r.kind.startsWith("e2e_")) ? "" : " Runs of whole models are not in this store."}`, height: 400, traces, legend: KERNELS.map(([, name, slot]) => [name, `--s${slot}`]), layout: layoutOf(axis(), axis(), { annotations: axisTitles("measured", "predicted") }),
       table: { columns: ["kind", "gpu", "kernel", "setup", "measured µs", "predicted µs"], rows: rows.map((m) => [m.kind, m.gpu, m.profile, m.setup, us(m.value), us(m.predicted)]) },
     };
   },

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 from .pack import pack
-from .pick import opening
+from .pick import advised, opening, speakers
 from .reader import StoreError
 
 SCRIPTS = ("data.js", "format.js", "state.js", "select.js", "draw.js", "charts.js", "steps.js", "panels.js", "table.js", "main.js")
@@ -50,9 +50,10 @@ def _summary(data: Dict[str, Any]) -> str:
     view = opening(data)
     if view is None:
         return "<p>The store holds no predictions.</p>"
+    best = advised(view)
     rows = "".join(f"<tr><td>{i + 1}</td><td>{html.escape(r['recipe'])}</td><td>{r['value']:.4g}</td><td>{r['low']:.4g} to {r['high']:.4g}</td><td>{r['size_factor']:.4g}x</td></tr>"
-                   for i, r in enumerate(view["rows"][:5]))
-    return (f"<h1>{html.escape(view['question'])}</h1><table><tr><th>#</th><th>method</th><th>{view['metric']}</th><th>80 % interval</th><th>size factor</th></tr>{rows}</table>"
+                   for i, r in enumerate([r for r in speakers(view) if r["deployable"]][:5]))
+    return (f"<h1>{html.escape(view['question'])}</h1><p>{html.escape(best['recipe'] if best else 'The plain cache: full')}</p><table><tr><th>#</th><th>method</th><th>{view['metric']}</th><th>80 % interval</th><th>size factor</th></tr>{rows}</table>"
             "<p>Charts, filters and comparisons need JavaScript.</p>")
 
 

@@ -56,16 +56,17 @@ def _served(data: Dict[str, Any]) -> Optional[Tuple[int, int, int]]:
 def opening(data: Dict[str, Any], model: Optional[int] = None, gpu: Optional[int] = None) -> Optional[Dict[str, Any]]:
     """{question, metric, model, gpu, workload or context, rows}; None when the store has no prediction.
 
-    rows   one a setting: method (place), recipe, family, deployable, value, low, high, size_factor, evidence, best first
+    rows   one a setting: method (place), recipe, family, deployable, value, low, high, gain over the plain cache, size_factor, evidence, forgets
+           (None: the store does not say), judged (its quality is known), best first
     """
     c, methods = data["configurations"], data["methods"]
     picked = _served(data)
     rows: List[Dict[str, Any]] = []
 
-    def add(cfg: int, value: float, low: float, high: float, size: float, evidence: int) -> None:
+    def add(cfg: int, value: float, low: float, high: float, gain: Optional[float], size: float, evidence: int) -> None:
         m = methods[c["method"][cfg]]
         rows.append({"method": c["method"][cfg], "configuration": cfg, "recipe": m["recipe"], "slug": m["slug"], "family": m["family"], "deployable": m["deployable"],
-                     "value": value, "low": low, "high": high, "size_factor": size, "evidence": data["evidences"][evidence]})
+                     "value": value, "low": low, "high": high, "gain": gain, "size_factor": size, "evidence": data["evidences"][evidence]})
 
     if picked is not None:
         at_model, at_gpu, workload = picked
@@ -73,7 +74,7 @@ def opening(data: Dict[str, Any], model: Optional[int] = None, gpu: Optional[int
         served = data["served"]
         for i, cfg in enumerate(served["configuration"]):
             if served["workload"][i] == workload and served["feasible"][i] and (c["model"][cfg], c["gpu"][cfg], c["scenario"][cfg], c["plan"][cfg]) == (at_model, at_gpu, 0, _ideal(data)):
-                add(cfg, served["requests_per_s"][i], served["low_requests_per_s"][i], served["high_requests_per_s"][i], served["size_factor"][i], served["evidence"][i])
+                add(cfg, served["requests_per_s"][i], served["low_requests_per_s"][i], served["high_requests_per_s"][i], served["speedup"][i], served["size_factor"][i], served["evidence"][i])
         what = workload_text(data["workloads"][workload])
         view: Dict[str, Any] = {"metric": "requests/s", "workload": workload, "context": None}
     elif data["points"]["configuration"]:
@@ -87,23 +88,44 @@ def opening(data: Dict[str, Any], model: Optional[int] = None, gpu: Optional[int
                 if cfg not in best or p["tokens_per_s"][i] > p["tokens_per_s"][best[cfg]]:
                     best[cfg] = i
         for cfg, i in best.items():
-            add(cfg, p["tokens_per_s"][i], p["batch"][i] / p["high_s"][i], p["batch"][i] / p["low_s"][i], p["size_factor"][i], p["evidence"][i])
+            add(cfg, p["tokens_per_s"][i], p["batch"][i] / p["high_s"][i], p["batch"][i] / p["low_s"][i], p["throughput_gain"][i], p["size_factor"][i], p["evidence"][i])
         what = f"decoding at {tokens_text(context)} tokens of context (prefill excluded)"
         view = {"metric": "tokens/s", "workload": None, "context": context}
     else:
         return None
+    wanted = view["context"] or data["workloads"][view["workload"]]["prompt"] + data["workloads"][view["workload"]]["output"]
+    contexts = sorted(set(data["caches"]["context"]))
+    ledger_context = max((n for n in contexts if n <= wanted), default=contexts[0] if contexts else None)
+    forgets = {m: f for k, m, n, f in zip(*(data["caches"][name] for name in ("model", "method", "context", "forgets"))) if k == at_model and n == ledger_context}
+    judged = {q["recipe"] for q in data["quality"] if q["model"] == data["models"][at_model]["slug"] and q["retained"] is not None}
+    for r in rows:
+        r["forgets"], r["judged"] = forgets.get(r["method"]), r["recipe"] in judged
     rows.sort(key=lambda r: (-r["value"], r["method"]))
     view.update(question=f"What should {data['models'][at_model]['name']} run on one {data['gpus'][at_gpu]['name']} for {what}?", model=at_model, gpu=at_gpu, rows=rows)
     return view
 
 
+def speakers(view: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """One row a method that pays, as `kvatlas recommend` chooses it: the fastest that was judged, else the first setting of the store."""
+    pays = [r for r in view["rows"] if r["recipe"] == "full" or r["gain"] is None or r["gain"] >= 1.02]
+    chosen: Dict[str, Dict[str, Any]] = {}
+    for r in [r for r in pays if r["judged"]] + sorted(pays, key=lambda r: int(r["method"])):
+        chosen.setdefault(r["slug"], r)
+    return [r for r in pays if chosen[r["slug"]] is r]
+
+
+def advised(view: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    """What to run: the first that an engine offers and that was judged or forgets no token; None when nothing is."""
+    known = any(r["forgets"] is not None for r in view["rows"])
+    return next((r for r in speakers(view) if r["deployable"] and r["recipe"] != "full" and (r["judged"] or r["forgets"] == 0 or not known)), None)
+
+
 def lit(view: Dict[str, Any]) -> List[Dict[str, Any]]:
-    """Rows in colour: the plain cache, then one setting a method: up to five that an engine offers, up to two of research."""
-    plain = [r for r in view["rows"] if r["recipe"] == "full"]
-    chosen, slugs = list(plain), {"full"}
-    for offered, most in ((1, 5), (0, LIT - 1)):
-        for r in sorted(view["rows"], key=lambda r: (r["recipe"] != r["slug"], -r["value"])):
-            if r["deployable"] == offered and r["slug"] not in slugs and len(chosen) < (1 + most if offered else LIT):
-                chosen.append(r)
-                slugs.add(r["slug"])
-    return chosen
+    """Rows in colour, as on the page: the plain cache, what is advised, then up to five that an engine offers and three of research."""
+    ranked = speakers(view)
+    best = advised(view)
+    chosen = [r for r in view["rows"] if r["recipe"] == "full"]
+    for r in ([best] if best else []) + [r for r in ranked if r["deployable"]][:5] + [r for r in ranked if not r["deployable"]][:3]:
+        if r not in chosen and len(chosen) < LIT:
+            chosen.append(r)
+    return chosen if len(chosen) > 1 else chosen + view["rows"][:LIT - 1]

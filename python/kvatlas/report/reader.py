@@ -17,8 +17,8 @@ POINT_FIGURES = ("step_s", "low_s", "high_s", "attention_s", "matrix_s", "method
 WORKLOAD_FIGURES = ("requests_per_s", "low_requests_per_s", "high_requests_per_s", "tokens_per_s", "ttft_s", "tpot_s", "prefill_s",
                     "step_s", "concurrency", "speedup", "speedup_decode_only", "size_factor", "cache_bytes", "peak_bytes",
                     "energy_j_per_token", "usd_per_mtok")
-# What a configuration has beside model, GPU, method and plan: one value of each is a scenario.
-SCENARIO = ("weights", "engine", "tp", "pp", "dp", "ep", "chunk", "gpu_memory_utilization")
+# What a configuration's canonical text has beside these is its scenario: weights, engine, parallelism, ...
+_NOT_SCENARIO = ("model", "gpu", "method", "plan")
 
 
 class StoreError(Exception):
@@ -125,13 +125,13 @@ def _read(store: Store, most: int) -> Dict[str, Any]:
     workloads = store.rows("SELECT id, hex(key), prompt, output, prefix_hit, turns, rate, concurrency, slo_ttft_s, slo_tpot_s FROM workloads ORDER BY id")
     model_at, gpu_at, method_at, workload_at = (_places([r[0] for r in rows]) for rows in (models, gpus, methods, workloads))
 
-    scenarios: Dict[Tuple[Any, ...], int] = {}
+    scenarios: Dict[str, int] = {}
     plans: Dict[str, int] = {}
     configurations: Dict[str, List[int]] = {"model": [], "gpu": [], "method": [], "scenario": [], "plan": []}
     configuration_ids = []
     for ident, model, gpu, method, plan, canonical in store.rows("SELECT id, model, gpu, method, plan, canonical FROM configurations ORDER BY id"):
-        document = json.loads(canonical)
-        scenario = scenarios.setdefault(tuple(document.get(k) for k in SCENARIO), len(scenarios))
+        rest = {k: v for k, v in json.loads(canonical).items() if k not in _NOT_SCENARIO}
+        scenario = scenarios.setdefault(json.dumps(rest, sort_keys=True), len(scenarios))
         configuration_ids.append(ident)
         for name, value in (("model", model_at[model]), ("gpu", gpu_at[gpu]), ("method", method_at[method]), ("scenario", scenario),
                             ("plan", plans.setdefault(plan, len(plans)))):
@@ -185,20 +185,22 @@ def _read(store: Store, most: int) -> Dict[str, Any]:
             for name, value in zip(ledgers, (model_at[model], method_at[method], context, place(components, component), side, count, bits)):
                 ledgers[name].append(value)
 
+    measured = store.records("measurements")
+    stride = max(1, -(-len(measured) // 5000))  # every so many-th is drawn
     runs = store.rows("SELECT code_version, shard, state, points, infeasible, spec FROM runs ORDER BY id")
     return {
         "meta": {"db": store.path.name, "schema": store.version, "code_version": (store.rows("SELECT value FROM meta WHERE name = 'code_version'") or [("unknown",)])[0][0],
-                 "points_total": total, "points_drawn": len(rows), "workload_rows": len(served_rows), "thinned": thinned,
+                 "points_total": total, "points_drawn": len(rows), "workload_rows": len(served_rows), "thinned": thinned, "measurements_total": len(measured),
                  "runs": [{"code_version": r[0], "shard": r[1], "state": r[2], "points": r[3], "infeasible": r[4], "spec": json.loads(r[5])} for r in runs]},
         "models": [dict(zip(("identity", "slug", "name", "source"), r[1:])) for r in models],
         "gpus": [dict(zip(("identity", "slug", "name"), r[1:])) for r in gpus],
         "methods": [dict(zip(("recipe", "slug", "family", "params", "deployable"), (*r[1:4], json.loads(r[4]), r[5]))) for r in methods],
-        "scenarios": [dict(zip(SCENARIO, s)) for s in scenarios], "plans": list(plans),
+        "scenarios": [json.loads(s) for s in scenarios], "plans": list(plans),
         "kinds": list(KINDS), "kind_of_component": [kind_of(c) for c in components],
         "bounds": all_bounds, "evidences": all_evidences, "sentences": list(sentences), "components": components,
         "configurations": configurations, "points": drawn,
         "workloads": [dict(zip(("key", "prompt", "output", "prefix_hit", "turns", "rate", "concurrency", "slo_ttft_s", "slo_tpot_s"), r[1:])) for r in workloads],
         "served": served, "infeasible": infeasible, "caches": caches, "ledgers": ledgers,
         "quality": store.records("quality"), "validation": store.records("validation", "kind, gpu, profile, kv_dtype, subset"),
-        "measurements": store.records("measurements")[:5000], "claims": store.records("claims"),
+        "measurements": measured[::stride], "claims": store.records("claims"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -12,9 +13,19 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-# The report is pure Python: it is tested without the compiled package, from the source tree.
-sys.path.insert(0, str(HERE.parents[2] / "python" / "kvatlas"))
 
+
+def _load_report() -> None:
+    """The report is pure Python: it is tested from the source tree, without the compiled package, under the name `report`."""
+    folder = HERE.parents[2] / "python" / "kvatlas" / "report"
+    spec = importlib.util.spec_from_file_location("report", folder / "__init__.py", submodule_search_locations=[str(folder)])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["report"] = module
+    spec.loader.exec_module(module)
+
+
+_load_report()
 from atlas import make_store  # noqa: E402
 from report import StoreError, report  # noqa: E402
 from report.page import plotly_file  # noqa: E402
