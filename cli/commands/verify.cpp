@@ -1,6 +1,8 @@
 // verify: every kernel of this build against the reference, bit for bit, on the CPU under the SIMT executor.
 #include "gpu/verify/verify.hpp"
 
+#include <fmt/format.h>
+
 #include <ostream>
 
 #include "cli/commands/command.hpp"
