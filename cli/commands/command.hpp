@@ -50,6 +50,8 @@ int run_recommend(const Arguments& args, const Streams& io);
 int run_compress(const Arguments& args, const Streams& io);
 int run_claims(const Arguments& args, const Streams& io);
 int run_serve_sim(const Arguments& args, const Streams& io);
+int run_verify(const Arguments& args, const Streams& io);
+int run_bench(const Arguments& args, const Streams& io);
 int run_breakeven(const Arguments& args, const Streams& io);
 int run_capture(const Arguments& args, const Streams& io);
 int run_evaluate(const Arguments& args, const Streams& io);

@@ -1,0 +1,80 @@
+// verify: every kernel of this build against the reference, bit for bit, on the CPU under the SIMT executor.
+#include "gpu/verify/verify.hpp"
+
+#include <fmt/format.h>
+
+#include <ostream>
+
+#include "cli/commands/command.hpp"
+#include "cli/commands/support/options.hpp"
+#include "cli/commands/support/record.hpp"
+#include "cli/commands/support/table.hpp"
+
+namespace kvatlas::cli {
+
+namespace {
+
+const Usage& usage() {
+  static const Usage u{.command = "verify", .positional = "", .example = "kvatlas verify --kernel decode_attention --format int2",
+                       .options = {Option::text("kernel", "K", "only this kernel: quantize_pack, decode_attention, span_merge, hadamard, rope_apply"),
+                                   Option::text("format", "F", "only cases whose format's name contains this"),
+                                   Option::choice("device", {"simt", "cuda"}, "simt: the executor on this CPU; cuda: a GPU of this machine", "simt"),
+                                   Option::flag("long", "every case under every schedule")},
+                       .note = "The same source runs here and on GPUs. bits: equal to the reference under every schedule; bytes: 32 for each\n"
+                               "sector of each request, equal to what the kernel's entry predicts."};
+  return u;
+}
+
+Json limits_of(const gpu::Verdict& v) {
+  Json names = Json::array();
+  for (const gpu::GpuLimits& l : gpu::all_gpu_limits())
+    if (v.shared_bytes <= l.shared_opt_in) names.push_back(l.name);
+  return names;
+}
+
+}  // namespace
+
+int run_verify(const Arguments& args, const Streams& io) {
+  const auto parsed = parse(usage(), args, io);
+  if (!parsed) return kDone;
+  if (parsed->text("device") == "cuda") throw DeviceError("no GPU was found: kernels can be checked here with --device simt");
+  gpu::VerifyOptions options{.long_run = parsed->has("long")};
+  if (parsed->has("kernel")) options.kernel = parsed->text("kernel");
+  if (parsed->has("format")) options.format = parsed->text("format");
+  Json rows = Json::array();
+  Table table({{"kernel"}, {"format"}, {"bits"}, {"races", Align::right}, {"bytes", Align::right}, {"planned", Align::right}, {"floor", Align::right}, {"case"}});
+  int failed = 0;
+  std::string why;
+  for (const gpu::Verdict& v : gpu::verify(options)) {
+    const auto sectors = [](const kernels::ExactTraffic& t) { return t.reads.sectors + t.writes.sectors; };
+    const std::int64_t distinct = v.counted.reads.distinct_sectors + v.counted.writes.distinct_sectors;
+    if (!v.ok()) {
+      failed += 1;
+      if (why.empty()) why = cat(v.kernel, " ", v.format, ", ", v.shape, ": ", v.why.empty() ? "counted traffic is not the entry's" : v.why.c_str());
+    }
+    rows.push_back({{"kernel", v.kernel}, {"format", v.format}, {"shape", v.shape}, {"arithmetic", "float"}, {"bit_exact", v.bit_exact}, {"schedules", v.schedules},
+                    {"races", v.races}, {"relation", "equal"}, {"counted_bytes", 32 * sectors(v.counted)}, {"planned_bytes", 32 * sectors(v.planned)},
+                    {"sum_sectors", sectors(v.counted)}, {"distinct_sectors", distinct}, {"floor_bytes", v.floor_bytes}, {"partials_bytes", v.partials_bytes},
+                    {"bank_conflicts", v.bank_conflicts}, {"registers", nullptr}, {"spills", nullptr}, {"gpu_limits", limits_of(v)},
+                    {"output_hash", fmt::format("{:016x}", v.output_hash)}});
+    table.add({v.kernel, v.format, v.bit_exact ? "equal" : "DIFFER", cat(v.races), cat(32 * sectors(v.counted)), cat(32 * sectors(v.planned)), cat(v.floor_bytes), v.shape});
+  }
+  if (parsed->json()) {
+    print(io, rows);
+  } else {
+    table.print(io.out);
+    io.out << rows.size() << " cases, " << failed << " failed\n";
+  }
+  if (failed > 0) throw Error(why);
+  return kDone;
+}
+
+int run_bench(const Arguments& args, const Streams& io) {
+  static const Usage bench{.command = "bench", .positional = "", .example = "kvatlas bench --json", .options = {},
+                           .note = "Times kernels against a device copy on a GPU of this machine."};
+  const auto parsed = parse(bench, args, io);
+  if (!parsed) return kDone;
+  throw DeviceError("no GPU was found: kernels are timed on one");
+}
+
+}  // namespace kvatlas::cli

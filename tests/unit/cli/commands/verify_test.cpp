@@ -1,0 +1,37 @@
+#include <nlohmann/json.hpp>
+
+#include "tests/catch.hpp"
+#include "tests/support/program.hpp"
+
+using kvatlas::testing::kvatlas_run;
+using nlohmann::json;
+
+TEST_CASE("verify prints a row a case with the keys of the contract", "[unit]") {
+  const auto run = kvatlas_run({"verify", "--kernel", "decode_attention", "--format", "int2/32t+", "--json"});
+  REQUIRE(run.err.empty());
+  REQUIRE(run.code == 0);
+  const json rows = json::parse(run.out);
+  REQUIRE(rows.size() == 1);
+  const json& row = rows[0];
+  for (const char* key : {"kernel", "format", "shape", "arithmetic", "bit_exact", "schedules", "races", "relation", "counted_bytes", "planned_bytes", "sum_sectors", "distinct_sectors",
+                          "floor_bytes", "partials_bytes", "bank_conflicts", "registers", "spills", "gpu_limits"}) {
+    CAPTURE(key);
+    REQUIRE(row.contains(key));
+  }
+  REQUIRE(row["bit_exact"] == true);
+  REQUIRE(row["races"] == 0);
+  REQUIRE(row["counted_bytes"] == row["planned_bytes"]);
+  REQUIRE(row["counted_bytes"] == 32 * row["sum_sectors"].get<long>());
+  REQUIRE(row["distinct_sectors"].get<long>() * 32 >= row["floor_bytes"].get<long>());
+}
+
+TEST_CASE("verify and bench say in one sentence that there is no GPU, and refuse what they do not know", "[unit]") {
+  const auto says = [](std::vector<std::string> args) {
+    const auto run = kvatlas_run(std::move(args));
+    REQUIRE(run.code != 0);
+    return run.err;
+  };
+  REQUIRE(says({"verify", "--device", "cuda"}) == "kvatlas verify: no GPU was found: kernels can be checked here with --device simt\n");
+  REQUIRE(says({"bench"}) == "kvatlas bench: no GPU was found: kernels are timed on one\n");
+  REQUIRE(says({"verify", "--kernel", "decode"}) == "kvatlas verify: \"decode\": unknown kernel; allowed: quantize_pack, decode_attention, span_merge, hadamard, rope_apply\n");
+}
