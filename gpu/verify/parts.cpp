@@ -1,5 +1,7 @@
 #include "gpu/verify/parts.hpp"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "core/errors.hpp"
@@ -32,13 +34,48 @@ std::vector<std::uint8_t> rows_of_groups(std::span<const std::byte> packed, cons
   return bytes_of_span(out);
 }
 
-CodedHead group_codes(const KernelFormat& f, Dtype dtype, View<const float> rows, std::span<const float> table) {
+/// Groups of codes that index a table of entries in [-1, 1]. No method of the registry stores them by this rule, so it stands here:
+/// everything in half precision; scale = (high - low) / 2, zero = (high + low) / 2, code = first nearest entry to
+/// (x - zero) / scale, value = fma(entry, scale, zero); a scale of 0 gives codes 0 and the value low.
+CodedHead table_codes(const KernelFormat& f, View<const float> rows, std::span<const float> table) {
+  const auto half = [](float x) { return num::round_to(Dtype::f16, x); };
+  const std::int64_t dim = rows.dim(1);
+  CodedHead out{.codes = {}, .scales = {}, .zeros = {}, .values = Array({rows.dim(0), dim})};
+  std::vector<std::uint8_t> codes;
+  std::vector<float> scales, zeros;
+  for (std::int64_t t = 0; t < rows.dim(0); ++t)
+    for (std::int64_t first = 0; first < dim; first += f.group_size) {
+      std::vector<float> x;
+      for (std::int64_t c = first; c < first + f.group_size; ++c) x.push_back(half(num::clamp(rows(t, c), -65504.0F, 65504.0F)));
+      const float low = *std::ranges::min_element(x), high = *std::ranges::max_element(x);
+      const float scale = half(half(high - low) / 2.0F);
+      const bool usable = scale > 0 && num::is_finite(scale);
+      const float zero = usable ? half(half(high + low) / 2.0F) : low;
+      scales.push_back(usable ? scale : 0.0F);
+      zeros.push_back(zero);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        std::size_t best = 0;
+        const float at = usable ? half(half(x[i] - zero) / scale) : 0.0F;
+        for (std::size_t e = 1; usable && e < table.size(); ++e)
+          if (std::abs(at - table[e]) < std::abs(at - table[best])) best = e;
+        codes.push_back(static_cast<std::uint8_t>(best));
+        out.values.view()(t, first + static_cast<std::int64_t>(i)) = usable ? num::fma(table[best], scale, zero) : zero;
+      }
+    }
+  std::vector<std::byte> packed(static_cast<std::size_t>(f.code_bytes_of(rows.dim(0), static_cast<int>(dim)))), metas(scales.size() * 2);
+  num::pack(codes, f.bits, packed);
+  out.codes = bytes_of_span(packed);
+  num::store(Dtype::f16, scales, metas);
+  out.scales = bytes_of_span(metas);
+  num::store(Dtype::f16, zeros, metas);
+  out.zeros = bytes_of_span(metas);
+  return out;
+}
+
+CodedHead group_codes(const KernelFormat& f, Dtype dtype, View<const float> rows) {
   const int dim = static_cast<int>(rows.dim(1));
   GroupQuantizer q{.bits = f.bits, .group_size = f.group_size, .axis = f.axis};
-  if (f.scheme == CodeScheme::table) {
-    q.scheme = QuantScheme::codebook;
-    q.codebook.assign(table.begin(), table.end());
-  } else if (f.scheme == CodeScheme::absmax) {
+  if (f.scheme == CodeScheme::absmax) {
     q.work = Dtype::f32;
     q.meta = MetaType::f32;
     q.scheme = QuantScheme::absmax;
@@ -125,11 +162,11 @@ CodedHead reference_codes(const KernelFormat& f, Dtype dtype, View<const float> 
     case CodeScheme::e4m3: return method_codes(cat("fp8_kv:k_scale=", head_scale), dtype, rows);
     case CodeScheme::mxfp4: return method_codes("mxfp4", dtype, rows);
     case CodeScheme::nvfp4: return method_codes(cat("nvfp4_kv:k_scale=", head_scale), dtype, rows);
+    case CodeScheme::table: return table_codes(f, rows, table);
     case CodeScheme::affine:
-    case CodeScheme::absmax:
-    case CodeScheme::table: break;
+    case CodeScheme::absmax: break;
   }
-  return group_codes(f, dtype, rows, table);
+  return group_codes(f, dtype, rows);
 }
 
 void note_launch(Verdict& v, const LaunchReport& r, const Schedule& s) {
