@@ -163,8 +163,8 @@ function whyNot(text) {
         else if (q.rows.length) {
           const ranked = q.rows.find((r) => r.m === m), first = q.rows[0];
           if (ranked && ranked.m === first.m) reasons.push(`nothing speaks against its speed: it is the first of ${q.rows.length}`);
-          else if (ranked) reasons.push(`it is number ${ranked.rank} of ${q.rows.length}: ${num(ranked.value)} against ${num(first.value)} ${valueName()} of ${D.methods[first.m].recipe}`);
-          if (known(row.gain) && row.gain < 1.02 && m !== index.baseline) reasons.push(`it does not pay: ${times(row.gain)} of the plain cache; ${boundName(row.bound)} binds`);
+          else if (ranked) reasons.push(`it is number ${ranked.rank} of ${q.rows.length}: ${num(ranked.value)} against ${num(first.value)} ${valueName()} of ${D.methods[first.m].recipe}; ${boundName(row.bound)} binds it`);
+          if (known(row.gain) && row.gain < 1.02 && m !== index.baseline) reasons.push(`it does not pay: ${times(row.gain)} of the plain cache`);
           const c = cacheOf(m);
           if (c && c.forgets) reasons.push("it forgets tokens, so it is not advised before its quality was judged");
           if (!method.deployable) reasons.push("no engine offers it today");
