@@ -33,24 +33,18 @@ Cut cut(const Profile& p, double heads, double length, double sms) {
   return {blocks / tiles, std::min(length, tiles * tile)};
 }
 
-/// The most heads that are still cut into one item more (or tiles of one block less) than `heads` are; 0 without one.
+/// The most heads below `heads` whose items are of fewer tiles; 0 without any.
 double heads_of_finer_cut(const Profile& p, double heads, double length, double sms) {
   constexpr double kBelow = 1 - 1e-6;
   const double blocks = std::max(1.0, length / p.tile), slots = p.waves * sms;
+  const double tiles = up(cut(p, heads, length, sms).entries / p.tile);
+  if (p.split == SplitRule::none || tiles <= 1) return 0;
+  const double items = up(blocks / (tiles - 1));  // the fewest that make them so
   switch (p.split) {
-    case SplitRule::none: return 0;
-    case SplitRule::ceil: {
-      const double items = up(slots / heads);
-      return items < blocks ? slots / std::max(1.0, items) * kBelow : 0;
-    }
-    case SplitRule::floor: {
-      const double items = std::max(1.0, std::floor(slots / heads));
-      return items < blocks ? slots / (items + 1) * kBelow : 0;
-    }
-    case SplitRule::even: {
-      const double each = up(blocks * heads / (sms / p.waves));
-      return (each - 1) * (sms / p.waves) / blocks;
-    }
+    case SplitRule::none: break;
+    case SplitRule::ceil: return items > 1 ? slots / (items - 1) * kBelow : 0;
+    case SplitRule::floor: return slots / items * (1 - 1e-12);
+    case SplitRule::even: return items > 1 ? (up(blocks / (items - 1)) - 1) * sms / (p.waves * blocks) * (1 - 1e-12) : 0;
   }
   return 0;
 }
@@ -121,16 +115,21 @@ DecodeWork scaled(DecodeWork w, double share) {
   return w;
 }
 
-/// The terms at a length; where a smaller batch is cut once more and takes longer, its time: no batch is faster than a smaller one.
+/// The terms at a length; where a smaller batch is cut finer and takes longer, its time: no batch is faster than a smaller one.
 DecodeTerms terms_at_length(const Machine& m, const GpuConstants& g, const Profile& p, const DecodeWork& w, double l2_fill, double rate) {
+  // A batch that is a fraction of this one has less to do by more than any cut can cost it.
+  constexpr double kNear = 0.2;
   DecodeTerms t = terms_of_cut(m, g, p, w, l2_fill, rate);
-  const double tiles = up(w.group / p.query_tile), finer = heads_of_finer_cut(p, w.heads * tiles, w.length, m.sms) / tiles;
-  // Half the batch is never slower, so only a cut nearby matters.
-  if (finer <= 0.5 * w.heads || finer >= w.heads) return t;
-  const double share = finer / w.heads;
-  DecodeWork less = scaled(w, share);
-  less.heads = finer;
-  t.held = std::max(0.0, terms_of_cut(m, g, p, less, l2_fill * share, rate).seconds() - t.seconds());
+  const double own = t.seconds(), query_tiles = up(w.group / p.query_tile);
+  double longest = own;
+  for (double heads = heads_of_finer_cut(p, w.heads * query_tiles, w.length, m.sms); heads > kNear * w.heads * query_tiles;
+       heads = heads_of_finer_cut(p, heads, w.length, m.sms)) {
+    const double share = std::min(1.0, heads / query_tiles / w.heads);
+    DecodeWork less = scaled(w, share);
+    less.heads *= share;
+    longest = std::max(longest, terms_of_cut(m, g, p, less, l2_fill * share, rate).seconds());
+  }
+  t.held = longest - own;
   return t;
 }
 

@@ -34,6 +34,7 @@ constexpr NamedEngine kPublishedEngines[] = {{"vllm", "vllm"}, {"vLLM", "vllm"},
 struct Run {
   std::optional<Deployment> deployment{};
   std::string why_not{};
+  bool assumed_weights = false;
 };
 
 Run run_of(const MeasuredRow& row, std::map<std::string, models::Model, std::less<>>& loaded) {
@@ -44,15 +45,20 @@ Run run_of(const MeasuredRow& row, std::map<std::string, models::Model, std::les
   const auto* e = std::find_if(std::begin(kPublishedEngines), std::end(kPublishedEngines), [&](const NamedEngine& n) { return framework.starts_with(n.begins); });
   if (e == std::end(kPublishedEngines)) return {.why_not = cat("no profile of ", framework)};
   for (const char* column : {"attn_dp", "moe_ep"})
-    if (row.has(column) && !row.text(column).empty() && row.number(column) != 1) return {.why_not = cat("layout with ", column, " ", row.text(column))};
+    if (row.has(column) && !row.text(column).empty() && row.text(column) != "1" && row.text(column) != "1.0") return {.why_not = cat("layout with ", column, " ", row.text(column))};
   Deployment d;
   d.model = &loaded.try_emplace(std::string(m->slug), models::find_model(m->slug)).first->second;
-  d.gpu = row.gpu();
+  try {
+    d.gpu = row.gpu();
+  } catch (const InvalidArgument&) {
+    return {.why_not = cat("no description of GPU ", row.text("gpu"))};
+  }
   d.engine = &find_engine(e->slug);
   d.tp = row.count("tp");
   if (row.has("weights")) {
     const std::string& weights = row.text("weights");
-    const std::string format = weights == "bf16?" ? "bf16" : weights;
+    run.assumed_weights = weights == "bf16?";  // the source does not say; nothing else was common
+    const std::string format = run.assumed_weights ? "bf16" : weights;
     const std::vector<std::string_view> known = weight_format_names();
     if (std::find(known.begin(), known.end(), format) == known.end()) return {.why_not = cat("weights ", weights)};
     d.weights = parse_weight_format(format);
@@ -74,6 +80,7 @@ class RunReader {
     if (table.rows.empty()) throw InvalidArgument(cat(name_, " has no rows below its header"));
     for (const CsvRow& r : table.rows) {
       row.read(r);
+      const Sizes sizes = sizes_of(row, serving);
       Run run = run_of(row, loaded_);
       if (!run.deployment) {
         ++left_out_[run.why_not];
@@ -81,9 +88,12 @@ class RunReader {
       }
       try {
         const Evaluator e(std::move(*run.deployment));
-        if (serving) of_serving(row, e);
-        else of_batch(row, e);
+        weights_ = cat(name_of(e.deployment().weights), run.assumed_weights ? "?" : "");
+        if (serving) of_serving(row, sizes, e);
+        else of_batch(row, sizes, e);
       } catch (const Unsupported& refusal) {
+        ++left_out_[refusal.what()];
+      } catch (const InvalidArgument& refusal) {  // sizes are read: what is refused now is a deployment that we cannot cost
         ++left_out_[refusal.what()];
       }
     }
@@ -91,29 +101,46 @@ class RunReader {
   }
 
  private:
+  struct Sizes {
+    int sequences = 1;
+    Tokens prompt{0}, output{0};
+  };
+  static Sizes sizes_of(const MeasuredRow& row, bool serving) {
+    const Sizes s{row.count(serving ? "concurrency" : "batch"), Tokens(row.count("prompt")), Tokens(row.count("output"))};
+    for (const char* column : serving ? kServingTimes : kBatchTimes)
+      if (column != nullptr && !row.text(column).empty()) row.positive(column);
+    return s;
+  }
+  static constexpr const char* kServingTimes[] = {"ttft_ms", "tpot_ms", nullptr};
+  static constexpr const char* kBatchTimes[] = {"prefill_ms", "decode_step_ms", "e2e_ms"};
+
   struct Rooflines {
     double step = 0, prompt = 0;  // of one step of the batch, of one prompt
   };
   static Rooflines rooflines(const Evaluator& e, Tokens prompt, Tokens context, int batch) {
     const Deployment& d = e.deployment();
-    const double ranks = d.tp, weights = e.memory(prompt, context, 1).weights_bytes, cache = e.step(context, batch).cache_read_bytes;
+    // Weights are those of one rank already; the cache is read by all of them.
+    const double ranks = d.tp, weights = e.memory(prompt, context, 1).weights_bytes, cache = e.step(context, batch).cache_read_bytes / ranks;
     double parameters = 0;
     for (const models::LayerGroup& g : d.model->groups)
-      for (const models::MatMul& m : g.matrices) parameters += static_cast<double>(m.n) * static_cast<double>(m.k) * std::max(1, m.active) * g.count();
-    return {(weights + cache) / (ranks * *d.gpu.hbm_bandwidth.value), 2 * parameters * static_cast<double>(prompt.value) / (ranks * *d.gpu.bf16_flops.value)};
+      for (const models::MatMul& m : g.matrices) parameters += static_cast<double>(m.active_values()) * g.count();
+    const double bf16 = *d.gpu.bf16_flops.value;
+    const double peak = d.weights == WeightFormat::fp8 ? d.gpu.fp8_flops.or_else(bf16) : d.weights == WeightFormat::fp4 ? d.gpu.fp4_flops.or_else(bf16) : bf16;
+    return {(weights + cache) / *d.gpu.hbm_bandwidth.value, 2 * parameters * static_cast<double>(prompt.value) / (ranks * peak)};
   }
 
   void add(const MeasuredRow& row, const char* kind, const char* column, int batch, double predicted, double low, double high, double roofline) {
-    EndToEndFigure f{.kind = kind, .gpu = row.text("gpu"), .framework = row.text("framework"), .model = row.text("model"), .text = {}};
+    EndToEndFigure f{.kind = kind, .gpu = row.text("gpu"), .framework = row.text("framework"), .model = row.text("model"), .weights = {}, .text = {}};
+    f.weights = weights_;
     f.text = cat(f.model, ", TP ", row.text("tp"), ", batch ", batch, ", ", row.text("prompt"), " + ", row.text("output"), " tokens");
     f.measured_s = row.positive(column) * 1e-3;
     f.predicted_s = predicted, f.low_s = low, f.high_s = high, f.roofline_s = roofline;
     out_.push_back(std::move(f));
   }
 
-  void of_batch(const MeasuredRow& row, const Evaluator& e) {
-    const int batch = row.count("batch");
-    const Tokens prompt(row.count("prompt")), output(row.count("output")), middle = prompt + Tokens(output.value / 2);
+  void of_batch(const MeasuredRow& row, const Sizes& sizes, const Evaluator& e) {
+    const auto [batch, prompt, output] = sizes;
+    const Tokens middle = prompt + Tokens(output.value / 2);
     const Rooflines roof = rooflines(e, prompt, middle, batch);
     if (!row.text("e2e_ms").empty()) {
       const WorkloadFigures w = e.workload({.prompt = prompt, .output = output, .concurrency = batch});
@@ -136,9 +163,8 @@ class RunReader {
     }
   }
 
-  void of_serving(const MeasuredRow& row, const Evaluator& e) {
-    const int users = row.count("concurrency");
-    const Tokens prompt(row.count("prompt")), output(row.count("output"));
+  void of_serving(const MeasuredRow& row, const Sizes& sizes, const Evaluator& e) {
+    const auto [users, prompt, output] = sizes;
     const WorkloadFigures w = e.workload({.prompt = prompt, .output = output, .concurrency = users});
     if (!w.feasible) {
       ++left_out_["does not fit by our account"];
@@ -153,7 +179,7 @@ class RunReader {
     if (output.value > 1) add(row, "e2e_tpot", "tpot_ms", users, r.tpot.mean, r.tpot.mean * fast, r.tpot.mean * slow, roof.step);
   }
 
-  std::string name_;
+  std::string name_, weights_;
   std::map<std::string, int>& left_out_;
   std::map<std::string, models::Model, std::less<>> loaded_;
   std::vector<EndToEndFigure> out_;

@@ -12,6 +12,7 @@ namespace kvatlas::sim {
 struct EndToEndFigure {
   std::string kind;                  // "e2e_total", "e2e_prefill", "e2e_decode_step", "e2e_ttft", "e2e_tpot"
   std::string gpu, framework, model; // as the file writes them
+  std::string weights;               // "bf16?" where the file marks them as a guess
   std::string text;                  // the run for people
   double measured_s = 0, predicted_s = 0, low_s = 0, high_s = 0;
   double roofline_s = 0;             // weights and cache over the peak bandwidth, prompts over the peak of the matrix units

@@ -135,11 +135,11 @@ void add_end_to_end(ValidationReport& report, const std::vector<EndToEndFigure>&
     const EndToEndFigure& f = figures[i];
     groups[{f.kind, "*", "*"}].push_back(&compared[i]);
     groups[{f.kind, f.gpu, "*"}].push_back(&compared[i]);
-    groups[{f.kind, f.gpu, cat(f.framework, ":", f.model)}].push_back(&compared[i]);
+    groups[{f.kind, f.gpu, cat(f.framework, ":", f.model, f.weights == "bf16" ? "" : cat(":", f.weights))}].push_back(&compared[i]);
   }
   for (const auto& [key, members] : groups) {
     ValidationRow row = summary(members);
-    row.kind = key[0], row.gpu = key[1], row.profile = key[2], row.kv_dtype = "bf16", row.subset = "all";
+    row.kind = key[0], row.gpu = key[1], row.profile = key[2], row.kv_dtype = "*", row.subset = "all";
     report.rows.push_back(std::move(row));
   }
 }

@@ -43,11 +43,16 @@ int run_validate(const Arguments& args, const Streams& io) {
   const std::vector<sim::Measurement> measured = sim::load_measurements(paths, skipped);
   sim::ValidationReport report = sim::validate(calibration, measured, parsed->has("ablation"));
   std::map<std::string, int> left_out;
+  std::vector<sim::EndToEndFigure> whole;
   for (const std::string& file : skipped) {
     const std::string stem = std::filesystem::path(file).stem().string();
-    if (stem == "e2e_static" || stem == "e2e_serving") sim::add_end_to_end(report, sim::read_end_to_end(io::read_text(file), file, left_out));
-    else io.err << "not compared: " << file << "\n";
+    if (stem == "e2e_static" || stem == "e2e_serving") {
+      for (sim::EndToEndFigure& f : sim::read_end_to_end(io::read_text(file), file, left_out)) whole.push_back(std::move(f));
+    } else {
+      io.err << "not compared: " << file << "\n";
+    }
   }
+  sim::add_end_to_end(report, whole);
   for (const auto& [why, rows] : left_out) io.err << "not compared: " << rows << " runs, " << why << "\n";
   if (parsed->has("db")) {
     std::string source;

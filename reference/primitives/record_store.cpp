@@ -211,7 +211,7 @@ void RecordStore::load(const std::string& prefix, std::span<const NamedBuffer> s
 
 Ledger record_ledger(const CacheShape& shape, const History& h, const RecordLayoutOf& layout) {
   Ledger ledger;
-  std::int64_t prefill = 0;
+  std::int64_t prefill = 0, beyond = 0;
   bool waits = false;
   for (const LayerClass& c : shape.classes) {
     if (c.kind != RowKind::kv && c.kind != RowKind::latent) continue;
@@ -229,8 +229,12 @@ Ledger record_ledger(const CacheShape& shape, const History& h, const RecordLayo
       const std::int64_t sinks = std::min(l.sinks, rows).value;
       if (l.sinks.value > 0) ledger.add("sinks", side, Scope::sequence, Bytes(sinks * row * runs));
       if (l.ageing != Ageing::at_once) {
-        ledger.add("residual", side, Scope::sequence, Bytes((rows.value - sinks - records * l.block) * row * runs));
+        const std::int64_t waiting = rows.value - sinks - records * l.block;
+        ledger.add("residual", side, Scope::sequence, Bytes(waiting * row * runs));
         waits = true;
+        // Just before the last rows were coded one less than these were plain on top of those that wait today.
+        const std::int64_t at_once = l.ageing == Ageing::flush ? l.residual.value : l.block;
+        if (records > 0) beyond += std::max<std::int64_t>(0, (at_once - 1 - (l.ageing == Ageing::flush ? waiting : waiting - l.residual.value)) * row - at_once / l.block * l.record_bytes()) * runs;
       }
       // Before the prompt ends rows that wait are all plain.
       const Tokens prompt = c.visible(h.prompt);
@@ -239,6 +243,7 @@ Ledger record_ledger(const CacheShape& shape, const History& h, const RecordLayo
     }
   }
   if (waits) ledger.set_prefill(Bytes(prefill));
+  if (beyond > 0) ledger.set_high_water(ledger.total() + Bytes(beyond));
   return ledger;
 }
 

@@ -5,8 +5,11 @@
 #include <random>
 
 #include "core/errors.hpp"
+#include "core/kernels/attention.hpp"
 #include "models/registry.hpp"
 #include "reference/registry.hpp"
+#include "simulator/calibration.hpp"
+#include "simulator/closed_form.hpp"
 #include "simulator/evaluator.hpp"
 #include "tests/catch.hpp"
 
@@ -169,5 +172,30 @@ TEST_CASE("prefix hits are worth nothing to a method that cannot share prefixes"
     } else {
       CHECK(warm < cold);
     }
+  }
+}
+
+TEST_CASE("no batch is faster than a smaller one, whatever kernel cuts it", "[property]") {
+  for (const Profile& profile : shipped_calibration().profiles) {
+    if (profile.family != KernelFamily::decode) continue;
+    for (const char* gpu : {"h100-sxm", "a100", "l40s", "b200"})
+      for (const int kv_heads : {1, 2, 8, 32}) {
+        const Machine machine = machine_of(find_gpu(gpu));
+        const GpuConstants constants = shipped_calibration().constants_of(find_gpu(gpu));
+        const auto seconds = [&](int batch, std::int64_t context) {
+          const kernels::DecodeAttention call{.sequences = batch, .kv_heads = kv_heads, .q_per_kv = 4, .k_dim = 128, .v_dim = 128, .tokens = Tokens(context)};
+          return decode_terms(machine, constants, profile, decode_work(call.call(1)), kCold, 32).seconds();
+        };
+        CAPTURE(profile.name, gpu, kv_heads);
+        for (const std::int64_t context : {130, 1024, 4096, 5000, 20480}) {
+          double before = 0;
+          for (int batch = 1; batch <= 256; ++batch) {
+            const double now = seconds(batch, context);
+            CAPTURE(context, batch, now / before);
+            CHECK(now >= before * (1 - 1e-9));
+            before = now;
+          }
+        }
+      }
   }
 }

@@ -33,7 +33,12 @@ TEST_CASE("a fixed batch takes as long as its requests at the steady rate, its s
   CHECK(figures[0].predicted_s == 16 / e.workload({.prompt = Tokens(1024), .output = Tokens(512), .concurrency = 16}).requests_per_s);
   CHECK(figures[0].low_s < figures[0].predicted_s);
   CHECK(figures[0].predicted_s < figures[0].high_s);
-  CHECK(figures[0].roofline_s < figures[0].predicted_s);
+  // Of each rank: half of 16.06 GB of weights and of 16 sequences' cache of 1,280 tokens, 131,072 B a token; prompts of 1,024 tokens.
+  const double weights = e.memory(Tokens(1024), Tokens(1280), 1).weights_bytes;
+  CHECK(weights == Approx(8.03e9).epsilon(0.01));
+  CHECK(figures[2].roofline_s == Approx((weights + 16 * 1280 * 131072.0 / 2) / 3350e9).epsilon(0.01));
+  const double parameters = 32.0 * (4096.0 * 4096 * 2 + 2.0 * 1024 * 4096 + 3.0 * 14336 * 4096);
+  CHECK(figures[1].roofline_s == Approx(16 * 2 * parameters * 1024 / (2 * 989.4e12)).epsilon(0.01));
   CHECK(figures[1].kind == "e2e_prefill");
   CHECK(figures[1].predicted_s == e.prefill_s(Tokens(1024), 16));
   CHECK(figures[2].kind == "e2e_decode_step");
@@ -52,6 +57,7 @@ TEST_CASE("runs that nothing here describes are counted with their reason, never
   REQUIRE(figures.size() == 2);
   CHECK(figures[0].kind == "e2e_ttft");
   CHECK(figures[1].kind == "e2e_tpot");
+  CHECK(figures[1].weights == "bf16?");
   CHECK(figures[1].predicted_s > 0.004);  // 15 GB of weights at 3.35 TB/s
 }
 
