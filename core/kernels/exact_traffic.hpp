@@ -44,6 +44,22 @@ class SegmentSum {
     counts_.sectors += requests * sectors(offset, bytes);
     note(buffer, offset, bytes);
   }
+  /// One request for `count` segments of `bytes` bytes, `stride` bytes apart.
+  void joint(int buffer, std::int64_t offset, std::int64_t bytes, std::int64_t stride, std::int64_t count) {
+    counts_.requests += count > 0 ? 1 : 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      counts_.bytes += bytes;
+      counts_.sectors += sectors(offset + i * stride, bytes);
+      note(buffer, offset + i * stride, bytes);
+    }
+  }
+  /// One request in which `groups` groups of lanes ask for the same segment.
+  void same_for_groups(int buffer, std::int64_t offset, std::int64_t bytes, std::int64_t groups) {
+    counts_.requests += 1;
+    counts_.bytes += groups * bytes;
+    counts_.sectors += sectors(offset, bytes);
+    note(buffer, offset, bytes);
+  }
   ExactCounts total() {
     std::ranges::sort(touched_);
     std::int64_t distinct = 0, end = -1;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "gpu/kernels/decode_attention.hpp"
+#include "gpu/kernels/page_score.hpp"
 #include "gpu/kernels/quantize_pack.hpp"
 #include "gpu/kernels/row_transforms.hpp"
 
@@ -58,5 +59,7 @@ inline constexpr DecodeShape kDecodeShapes[] = {
 
 inline constexpr RowShape kRowShapes[] = {
     {64, 64, Dtype::f16}, {128, 128, Dtype::bf16}, {128, 32, Dtype::f16}, {256, 256, Dtype::bf16}};
+
+inline constexpr PageScoreShape kPageScoreShapes[] = {{128, 4, Dtype::bf16}, {64, 1, Dtype::f16}, {256, 2, Dtype::bf16}};
 
 }  // namespace kvatlas::gpu

@@ -44,6 +44,12 @@ __global__ void __launch_bounds__(kRowThreads, 1) rope_apply_kernel(RowArgs<Devi
   rope_rows<kRowShapes[I]>(c, a);
 }
 
+template <int I>
+__global__ void __launch_bounds__(kPageScoreThreads, 1) page_score_kernel(PageScoreArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  page_score<kPageScoreShapes[I]>(c, a);
+}
+
 namespace {
 
 void check(cudaError_t error, const char* what) {
@@ -96,6 +102,14 @@ void choose_transform(int shape, const RowArgs<DeviceCtx>& a, void* stream, std:
 }
 
 template <std::size_t... I>
+void choose_page_score(int shape, const PageScoreArgs<DeviceCtx>& a, std::int64_t heads, void* stream, std::index_sequence<I...>) {
+  require(a.pages > 0 && heads > 0 && heads <= 65535, "pages must be positive and heads lie between 1 and 65535");
+  const dim3 grid(static_cast<unsigned>(ceil_div(a.pages, kPagesOfBlock)), static_cast<unsigned>(heads));
+  const bool found = ((shape == static_cast<int>(I) ? (start(page_score_kernel<static_cast<int>(I)>, grid, kPageScoreThreads, 0, a, stream), true) : false) || ...);
+  require(found, "shape is no index of kPageScoreShapes");
+}
+
+template <std::size_t... I>
 void choose_quantize(int shape, const QuantizeArgs<DeviceCtx>& a, std::int64_t heads, void* stream, std::index_sequence<I...>) {
   const bool found = ((shape == static_cast<int>(I) ? (quantize<static_cast<int>(I)>(a, heads, stream), true) : false) || ...);
   require(found, "shape is no index of kQuantizeShapes");
@@ -122,6 +136,10 @@ void launch_hadamard(int shape, const RowArgs<DeviceCtx>& args, void* stream) {
 
 void launch_rope_apply(int shape, const RowArgs<DeviceCtx>& args, void* stream) {
   choose_transform<true>(shape, args, stream, std::make_index_sequence<std::size(kRowShapes)>{});
+}
+
+void launch_page_score(int shape, const PageScoreArgs<DeviceCtx>& args, std::int64_t heads, void* stream) {
+  choose_page_score(shape, args, heads, stream, std::make_index_sequence<std::size(kPageScoreShapes)>{});
 }
 
 }  // namespace kvatlas::gpu

@@ -4,6 +4,7 @@
 #include "gpu/simt/device_context.hpp"
 
 #include "gpu/kernels/decode_attention.hpp"
+#include "gpu/kernels/page_score.hpp"
 #include "gpu/kernels/quantize_pack.hpp"
 #include "gpu/kernels/row_transforms.hpp"
 
@@ -19,5 +20,8 @@ void launch_decode_attention(int shape, const DecodeArgs<DeviceCtx>& args, std::
 /// Hadamard transform or rotary embedding of rows in place with kRowShapes[shape].
 void launch_hadamard(int shape, const RowArgs<DeviceCtx>& args, void* stream);
 void launch_rope_apply(int shape, const RowArgs<DeviceCtx>& args, void* stream);
+
+/// Scores of all pages of `heads` kv heads with kPageScoreShapes[shape].
+void launch_page_score(int shape, const PageScoreArgs<DeviceCtx>& args, std::int64_t heads, void* stream);
 
 }  // namespace kvatlas::gpu

@@ -47,6 +47,14 @@ struct RowCase {
 Verdict verify_hadamard(const RowInstance& instance, const RowCase& of, std::span<const Schedule> schedules);
 Verdict verify_rope(const RowInstance& instance, const RowCase& of, std::span<const Schedule> schedules);
 
+struct PageScoreCase {
+  std::int64_t heads = 2;
+  std::int64_t pages = 37;
+  std::int64_t page = 16;  // tokens
+  std::uint64_t seed = 1;
+};
+Verdict verify_page_score(const PageScoreInstance& instance, const PageScoreCase& of, std::span<const Schedule> schedules);
+
 struct DecodeCase {
   std::vector<std::int32_t> contexts{300};
   int kv_heads = 2;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "gpu/kernels/span_merge.hpp"
+#include "gpu/kernels/page_score.hpp"
 #include "gpu/kernels/quantize_pack.hpp"
 #include "gpu/kernels/row_transforms.hpp"
 #include "gpu/simt/sim_context.hpp"
@@ -30,6 +31,12 @@ struct RowInstance {
   LaunchReport (*rope)(Executor&, const Launch&, const Schedule&, const RowArgs<SimCtx>&);
 };
 
+struct PageScoreInstance {
+  PageScoreShape shape;
+  LaunchReport (*run)(Executor&, const Launch&, const Schedule&, const PageScoreArgs<SimCtx>&);
+};
+
+std::span<const PageScoreInstance> page_score_instances();
 std::span<const RowInstance> row_instances();
 std::span<const QuantizeInstance> quantize_instances();
 std::span<const DecodeInstance> decode_instances();

@@ -7,7 +7,7 @@
 
 namespace kvatlas::gpu {
 
-std::vector<std::string> verified_kernels() { return {"quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply"}; }
+std::vector<std::string> verified_kernels() { return {"quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply", "page_score"}; }
 
 std::vector<Verdict> verify(const VerifyOptions& options, const std::function<void(const Verdict&)>& progress) {
   const auto kernels = verified_kernels();
@@ -52,6 +52,9 @@ std::vector<Verdict> verify(const VerifyOptions& options, const std::function<vo
       if (has_kernel("hadamard") && !inverse) add(verify_hadamard(i, c, schedules));
     }
   }
+  if (has_kernel("page_score"))
+    for (const PageScoreInstance& i : page_score_instances())
+      if (has_format(i.shape.dtype == Dtype::bf16 ? "bf16" : "fp16")) add(verify_page_score(i, {.heads = 2, .pages = options.long_run ? 300 : 37}, schedules));
   if (all.empty()) throw InvalidArgument(cat("format is \"", options.format, "\", no case of ", options.kernel.empty() ? std::string("any kernel") : options.kernel, " has it"));
   return all;
 }

@@ -62,6 +62,14 @@ std::vector<Verdict> verdicts() {
   return {verify_@KERNEL@(instance, {.heads = 1, .tokens = 10}, all_schedules(1))};
 }"""
 
+PAGES = """constexpr PageScoreShape kShape{128, 2, Dtype::bf16};
+std::vector<Verdict> verdicts() {
+  const PageScoreInstance instance{kShape, [](Executor& e, const Launch& l, const Schedule& s, const PageScoreArgs<SimCtx>& a) {
+                                     return simulate(e, l, s, [&a](SimCtx& c) { page_score<kShape>(c, a); });
+                                   }};
+  return {verify_page_score(instance, {.heads = 1, .pages = 18}, all_schedules(1))};
+}"""
+
 
 def read_all():
     mutants, now = {}, None
@@ -109,6 +117,8 @@ def write(name, source, target):
     fields = split_case(m["case"])
     if fields[0] == "quantize":
         run = QUANTIZE.replace("@FORMAT@", fields[1]).replace("@TOKENS@", fields[2])
+    elif fields[0] == "pages":
+        run = PAGES
     elif fields[0] == "rows":
         run = ROWS.replace("@KERNEL@", fields[1])
     else:

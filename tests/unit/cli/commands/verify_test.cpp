@@ -33,5 +33,5 @@ TEST_CASE("verify and bench say in one sentence that there is no GPU, and refuse
   };
   REQUIRE(says({"verify", "--device", "cuda"}) == "kvatlas verify: no GPU was found: kernels can be checked here with --device simt\n");
   REQUIRE(says({"bench"}) == "kvatlas bench: no GPU was found: kernels are timed on one\n");
-  REQUIRE(says({"verify", "--kernel", "decode"}) == "kvatlas verify: \"decode\": unknown kernel; allowed: quantize_pack, decode_attention, span_merge, hadamard, rope_apply\n");
+  REQUIRE(says({"verify", "--kernel", "decode"}) == "kvatlas verify: \"decode\": unknown kernel; did you mean \"decode_attention\"?\n");
 }

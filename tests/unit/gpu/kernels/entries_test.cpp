@@ -1,0 +1,33 @@
+// The entries that plans are made of, beside the launch formulas that the executor's counts confirm.
+#include "core/kernels/attention.hpp"
+#include "core/kernels/decode_traffic.hpp"
+#include "core/kernels/store.hpp"
+#include "gpu/kernels/shapes.hpp"
+#include "tests/catch.hpp"
+
+using namespace kvatlas;
+using namespace kvatlas::gpu;
+
+TEST_CASE("bytes of a plan's decode call are the floor of the kernel, its writes the partial results", "[unit]") {
+  for (const DecodeShape& s : kDecodeShapes)
+    for (const std::int32_t context : {128, 2048, 8192}) {
+      const std::int32_t plain = s.residual ? 128 : 0;
+      const std::vector<DecodeSequence> one{{.context = context, .k_coded = context - plain, .v_coded = context - plain}};
+      const kernels::DecodeLaunch launch{.k_format = s.k, .v_format = s.v, .dim = s.dim, .q_per_kv = s.q_per_kv, .kv_heads = 2, .page = 64, .max_spans = span_count(context), .k = {}, .v = {}, .sequences = one};
+      const KernelCall call = kernels::DecodeAttention{.kv_heads = 2, .q_per_kv = s.q_per_kv, .k_dim = s.dim, .v_dim = s.dim, .dtype = s.dtype, .tokens = Tokens(context),
+                                                       .k_plain = Tokens(plain), .v_plain = Tokens(plain), .k_format = s.k.code_format(), .v_format = s.v.code_format()}
+                                  .call(1);
+      const std::int64_t outputs = std::int64_t{2} * s.q_per_kv * s.dim * 2;
+      CAPTURE(s.dim, s.q_per_kv, context);
+      CHECK(call.traffic.read_bytes == launch.floor_bytes() - outputs);
+      CHECK(call.traffic.write_bytes == (span_count(context) > 1 ? launch.partial_bytes() : outputs));
+    }
+}
+
+TEST_CASE("bytes of a plan's quantize call are those that the kernel moves once", "[unit]") {
+  for (const QuantizeShape& s : kQuantizeShapes) {
+    const KernelCall call = kernels::QuantizePack{.heads = 3, .rows = 64, .dim = s.dim, .dtype = s.dtype, .format = s.format.code_format()}.call(1);
+    CHECK(call.traffic.read_bytes == 3 * 64 * s.dim * 2);
+    CHECK(call.traffic.write_bytes == 3 * s.format.bytes_of(64, s.dim));
+  }
+}
