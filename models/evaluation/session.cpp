@@ -6,6 +6,7 @@
 #include <fmt/core.h>
 
 #include "core/errors.hpp"
+#include "models/tokenizer/tokenizer_json.hpp"
 
 namespace kvatlas::models {
 
@@ -15,8 +16,9 @@ constexpr std::int64_t kBytes = 256, kMostSpecial = 16;
 
 std::unique_ptr<Tokenizer> tokenizer_of(const WeightFile& file, std::int64_t vocabulary) {
   if (file.has("tokenizer.ggml.model")) return load_tokenizer(file);
+  if (const std::filesystem::path beside = file.path().parent_path() / "tokenizer.json"; std::filesystem::exists(beside)) return load_tokenizer_json(beside);
   if (vocabulary < kBytes || vocabulary > kBytes + kMostSpecial)
-    throw Unsupported(cat(file.path().string(), " carries no tokenizer and its vocabulary of ", vocabulary, " tokens is not that of bytes; use the model's GGUF file"));
+    throw Unsupported(cat(file.path().string(), " has no tokenizer.json beside it and its vocabulary of ", vocabulary, " tokens is not that of bytes"));
   std::vector<std::string> names;
   for (std::int64_t i = kBytes; i < vocabulary; ++i) names.push_back(i == kBytes ? "<begin>" : cat("<special", i, ">"));
   const std::vector<std::string_view> views(names.begin(), names.end());

@@ -25,8 +25,8 @@ struct LoadedModel {
   std::vector<TokenId> encode(std::string_view text) const;
 };
 
-/// A GGUF file, or safetensors (one file, or the index of its shards) with its config.json beside it. A vocabulary of the 256 bytes
-/// and a few more needs no tokenizer's file: the token behind the bytes begins a text.
+/// A GGUF file, or safetensors (one file, or the index of its shards) with its config.json and tokenizer.json beside it. A
+/// vocabulary of the 256 bytes and a few more needs no tokenizer.json: the token behind the bytes begins a text.
 /// throws   IoError, InvalidArgument, Unsupported with one sentence
 LoadedModel load_weights(const std::filesystem::path& path);
 

@@ -12,9 +12,10 @@ WeightSet::WeightSet(WeightFile file) : file_(std::make_unique<WeightFile>(std::
 }
 
 WeightSet::WeightSet(TensorMap tensors) : memory_(std::make_unique<TensorMap>(std::move(tensors))) {
-  for (const auto& [name, t] : *memory_) {
+  for (const auto& entry : *memory_) {
+    const NamedTensor& t = entry.second;
     const std::int64_t width = t.dims.empty() ? 1 : t.dims.back();
-    tensors_[name] = {.shape = t.dims, .rows = [&t, width](std::int64_t first, std::int64_t count, std::span<float> to) {
+    tensors_[entry.first] = {.shape = t.dims, .rows = [&t, width](std::int64_t first, std::int64_t count, std::span<float> to) {
                         std::copy_n(t.values.begin() + static_cast<std::ptrdiff_t>(first * width), count * width, to.begin());
                       }};
   }

@@ -6,6 +6,7 @@
 #include "core/io/file.hpp"
 #include "core/io/safetensors.hpp"
 #include "core/parallel.hpp"
+#include "models/evaluation/session.hpp"
 #include "models/runtime/transformer.hpp"
 #include "reference/compose/recipe.hpp"
 #include "tests/catch.hpp"
@@ -79,6 +80,15 @@ TEST_CASE("logits of tiny Llama, Mistral, Qwen2, Qwen3 and Gemma-3 models are th
     }
     CAPTURE(largest, error);
     CHECK(error < 2e-5F * largest);  // both sum some hundreds of float32 products a value, in other orders, through three layers
+  }
+}
+
+TEST_CASE("logits have the same bits with every compiler and processor", "[unit]") {
+  for (const auto& [name, hash] : {std::pair{"llama", "31ea863cac18baac"}, {"qwen2", "aba639afa401180e"}, {"gemma3_text", "b2141f3bf829266d"}}) {
+    const Transformer t = load(name);
+    PlainAttention plain(in_dtype(t, Dtype::bf16));
+    const std::vector<float> got = run(t, expected(name).tokens, 40, plain);
+    CHECK(text_hash({reinterpret_cast<const char*>(got.data()), got.size() * sizeof(float)}) == hash);
   }
 }
 
