@@ -6,6 +6,7 @@
 #include <fmt/core.h>
 #include <ostream>
 
+#include "answers/breakeven.hpp"
 #include "cli/commands/command.hpp"
 #include "cli/commands/support/deployment.hpp"
 #include "cli/commands/support/record.hpp"
@@ -32,11 +33,6 @@ const Usage& usage() {
       .note = "Without --output one decode step is compared, prefill and memory limits left out. Ahead means faster by a\n"
               "thousandth; a context or batch is the first from which the method stays ahead, to the end of the search."};
   return u;
-}
-
-template <class T>
-Json or_null(const std::optional<T>& v) {
-  return v ? Json(*v) : Json(nullptr);
 }
 
 }  // namespace
@@ -67,11 +63,9 @@ int run_breakeven(const Arguments& args, const Streams& io) {
   warnings.add_budgets(q.deployment.recipe, q.context);
   warnings.print(io, "breakeven");
   if (p.json()) {
-    print(io, Json{{"model", model.slug}, {"gpu", sim::canonical(q.deployment.gpu)}, {"method", own}, {"against", other}, {"compared", q.output ? "requests per second" : "decode step"},
-                   {"context", or_null(b.context)}, {"batch", or_null(b.batch)}, {"bandwidth_gbs", b.bandwidth ? Json(*b.bandwidth / 1e9) : Json(nullptr)},
-                   {"bandwidth_wins", b.wins_below ? Json(*b.wins_below ? "below" : "above") : Json(nullptr)}, {"reason", b.reason}, {"context_why", b.context_why}, {"batch_why", b.batch_why},
-                   {"bandwidth_why", b.bandwidth_why}, {"asked", {{"context", q.context.value}, {"batch", q.batch}, {"output", q.output ? Json(q.output->value) : Json(nullptr)}}},
-                   {"gain", std::isfinite(b.gain) ? Json(b.gain) : Json(nullptr)}, {"evidence", sim::name_of(b.evidence)}, {"warnings", warnings.json()}, {"provenance", "computed"}});
+    Json document = answers::to_json(b, q);
+    document["warnings"] = warnings.json();
+    print(io, document);
     return kDone;
   }
   io.out << own << " against " << other << " on " << model.name << ", " << q.deployment.gpu.name << " (" << (q.output ? "requests/s of a workload" : "one decode step, prefill excluded") << ")\n\n";

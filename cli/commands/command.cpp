@@ -38,8 +38,8 @@ constexpr Command kCommands[] = {
     {"bench", "time kernels on a GPU", run_bench},
     {"validate", "compare predictions with measurements", run_validate},
     {"calibrate", "fit the simulator to measurements", run_calibrate},
-    {"vectors", "write test vectors of a method", nullptr},
-    {"import", "import results of another tool", nullptr},
+    {"vectors", "write test vectors of a method, or check a folder of them", run_vectors},
+    {"import", "turn result files of other tools into rows, matched to our names", run_import},
     {"report", "draw a store as one HTML file", run_report},
 };
 

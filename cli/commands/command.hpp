@@ -56,5 +56,7 @@ int run_breakeven(const Arguments& args, const Streams& io);
 int run_capture(const Arguments& args, const Streams& io);
 int run_evaluate(const Arguments& args, const Streams& io);
 int run_report(const Arguments& args, const Streams& io);
+int run_vectors(const Arguments& args, const Streams& io);
+int run_import(const Arguments& args, const Streams& io);
 
 }  // namespace kvatlas::cli

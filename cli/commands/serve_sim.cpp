@@ -4,6 +4,7 @@
 #include <ostream>
 #include <span>
 
+#include "answers/serving.hpp"
 #include "cli/commands/command.hpp"
 #include "cli/commands/support/deployment.hpp"
 #include "cli/commands/support/record.hpp"
@@ -66,24 +67,6 @@ std::string spell_question(const Parsed& p, const sim::Stream& stream) {
              p.has("rate") ? cat("Poisson arrivals of ", spell_number(p.number("rate")), " a second") : cat(p.integer("concurrency"), " users in a closed loop"));
 }
 
-Json percentiles_record(const sim::Percentiles& p) {
-  if (p.count == 0) return {{"p50", nullptr}, {"p90", nullptr}, {"p99", nullptr}, {"mean", nullptr}, {"max", nullptr}};
-  return {{"p50", 1e3 * p.p50}, {"p90", 1e3 * p.p90}, {"p99", 1e3 * p.p99}, {"mean", 1e3 * p.mean}, {"max", 1e3 * p.most}};
-}
-
-Json record_of(const sim::ServingReport& r, const sim::ServingSetup& setup, int gpus) {
-  const bool some = r.completed > 0;
-  const auto known = [&](double v) { return some ? Json(v) : Json(nullptr); };
-  const auto limit = [](const std::optional<double>& s) { return s ? Json(1e3 * *s) : Json(nullptr); };
-  return {{"requests", r.requests}, {"completed", r.completed}, {"refused", r.refused}, {"refused_why", r.refused > 0 ? Json(r.refused_why) : Json(nullptr)},
-          {"ttft_ms", percentiles_record(r.ttft)}, {"tpot_ms", percentiles_record(r.tpot)}, {"e2e_ms", percentiles_record(r.e2e)}, {"queue_ms", percentiles_record(r.queue)},
-          {"requests_per_s", known(r.requests_per_s)}, {"throughput_tok_s", known(r.tokens_per_s)}, {"goodput_req_s", known(r.goodput_per_s)},
-          {"slo", {{"ttft_ms", limit(setup.slo.ttft_s)}, {"tpot_ms", limit(setup.slo.tpot_s)}, {"met_share", known(r.good_share)}}},
-          {"preemptions", r.preemptions}, {"prefix_hit_rate", known(r.prefix_hit_rate)}, {"duration_s", known(r.duration_s)}, {"gpus", gpus}, {"gpu_hours", known(r.gpu_hours)}, {"busy_share", known(r.busy_share)},
-          {"kv_tokens", r.kv_tokens}, {"cache_blocks", r.pool_blocks}, {"most_blocks_used", r.most_blocks_used}, {"passes", r.counts.passes},
-          {"prefilled_tokens", r.counts.prefilled_tokens}, {"emitted_tokens", r.counts.emitted_tokens}, {"evidence", sim::name_of(r.evidence)}, {"provenance", "computed"}};
-}
-
 void print_text(std::ostream& out, const sim::ServingReport& r, const sim::ServingSetup& setup, const std::string& question, int gpus) {
   const sim::Deployment& d = setup.deployment;
   out << d.recipe.canonical() << " on " << d.model->name << ", " << gpus << " x " << d.gpu.name << ", weights " << sim::name_of(d.weights) << "\n" << question << "\n\n";
@@ -132,8 +115,7 @@ int run_serve_sim(const Arguments& args, const Streams& io) {
   setup.most_spans = p.has("timeline") ? 100000 : 0;
   const sim::Stream stream = read_stream(p);
   const sim::ServingReport report = sim::serve(setup, stream);
-  const int replicas = setup.disaggregated ? setup.prefill_replicas + setup.decode_replicas : setup.deployment.dp;
-  const int gpus = replicas * setup.deployment.tp * setup.deployment.pp;
+  const int gpus = answers::gpus_of(setup);
 
   Warnings warnings;
   warnings.add_model(model);
@@ -149,7 +131,7 @@ int run_serve_sim(const Arguments& args, const Streams& io) {
   if (p.json()) {
     Json document{{"model", model.slug}, {"gpu", sim::canonical(setup.deployment.gpu)}, {"method", setup.deployment.recipe.canonical()},
                   {"weights", sim::name_of(setup.deployment.weights)}, {"disaggregated", setup.disaggregated}};
-    document.update(record_of(report, setup, gpus));
+    document.update(answers::to_json(report, setup));
     document["warnings"] = warnings.json();
     print(io, document);
   } else {

@@ -2,15 +2,14 @@
 #include <fmt/core.h>
 #include <ostream>
 
+#include "answers/storage.hpp"
 #include "cli/commands/command.hpp"
-#include "cli/commands/support/bits.hpp"
 #include "cli/commands/support/options.hpp"
 #include "cli/commands/support/record.hpp"
 #include "cli/commands/support/table.hpp"
 #include "cli/commands/support/warnings.hpp"
 #include "models/registry.hpp"
 #include "reference/compose/recipe.hpp"
-#include "simulator/engine.hpp"
 
 namespace kvatlas::cli {
 
@@ -27,51 +26,6 @@ const Usage& usage() {
                   Option::size("shared-prefix", 0, 1 << 26, "leading prompt tokens that all sequences share", "0"),
                   Option::choice("plan", {"ideal", "released"}, "ideal: fused, well written; released: what the official code does", "ideal")}};
   return u;
-}
-
-struct Answer {
-  Json json;
-  std::string refusal;  // why the method cannot serve the model; empty when it can
-  std::vector<std::string> formulas;
-  BitsByKind bits;
-};
-
-/// What can be said of a recipe on a shape: all null when it cannot exist.
-Answer figures(const Recipe& recipe, const CacheShape& shape, const History& h, bool released) {
-  Answer a;
-  a.json = {{"ledger", nullptr}, {"total_bytes", nullptr}, {"peak_bytes", nullptr}, {"dense_bytes", nullptr},
-            {"bits_per_value", nullptr}, {"bits", nullptr}, {"page_padding_bytes", nullptr}, {"temporary_bytes", nullptr}, {"size_factor", nullptr},
-            {"plan", nullptr}, {"prefill_plan", nullptr}};
-  if (auto reason = recipe.why_not(shape)) {
-    a.refusal = *reason;
-    return a;
-  }
-  const BoundRecipe bound = recipe.bind(shape);
-  const Ledger ledger = bound.ledger(h);
-  const std::int64_t dense = dense_bytes(shape, h.tokens()).value * h.sequences, stored = ledger.total().value;
-  const double values = static_cast<double>(dense) / bytes_of(shape.dtype);
-  const double bits = static_cast<double>(stored) * 8 / values, factor = static_cast<double>(dense) / static_cast<double>(stored);
-  const Plan step = released ? bound.released_decode_plan(h) : bound.decode_plan(h);
-  a.bits = bits_by_kind(recipe, shape, h, sim::default_engine().page.value, step);
-  a.json["ledger"] = ledger_rows(ledger, "computed");
-  for (Json& row : a.json["ledger"]) row["bits_per_value"] = a.bits.bits(row["bytes"].get<double>());
-  a.json["total_bytes"] = stored;
-  a.json["peak_bytes"] = ledger.peak().value;
-  a.json["dense_bytes"] = dense;
-  a.json["bits_per_value"] = values > 0 ? Json(bits) : Json(nullptr);
-  Json kinds = Json::object();
-  for (int i = 0; i < kBitKindCount; ++i) kinds[name_of(static_cast<BitKind>(i))] = a.bits.bits(a.bits.bytes[static_cast<std::size_t>(i)]);
-  a.json["bits"] = std::move(kinds);
-  a.json["page_padding_bytes"] = a.bits.page_padding_bytes;
-  a.json["temporary_bytes"] = a.bits.temporary_bytes;
-  a.json["size_factor"] = stored > 0 ? Json(factor) : Json(nullptr);
-  a.json["plan"] = plan_rows(step);
-  a.json["prefill_plan"] = plan_rows(bound.prefill_plan(h));
-  a.formulas = {cat("bits_per_value = 8 x ", spell_count(static_cast<double>(stored)), " bytes stored / ", spell_count(values), " values = ", spell_number(bits)),
-                cat("size_factor = ", spell_count(static_cast<double>(dense)), " bytes in ", name_of(shape.dtype), " / ", spell_count(static_cast<double>(stored)),
-                    " bytes stored = ", spell_number(factor))};
-  a.formulas.insert(a.formulas.end(), a.bits.formulas.begin(), a.bits.formulas.end());
-  return a;
 }
 
 void print_wrapped(std::ostream& out, const std::string& label, const std::string& text) {
@@ -120,7 +74,7 @@ void print_record(std::ostream& out, const Method& m) {
 }
 
 /// Bits of one original value: stored, and what memory must hold beside them.
-void print_bits(std::ostream& out, const Answer& a) {
+void print_bits(std::ostream& out, const answers::Storage& a) {
   out << "\n";
   Table table({{"kind"}, {"bits a value", Align::right}, {"bytes", Align::right}, {""}});
   const auto row = [&](const char* name, double bytes, const std::string& what) { table.add({name, fmt::format("{:.4f}", a.bits.bits(bytes)), spell_bytes(bytes), what}); };
@@ -163,7 +117,7 @@ int run_show(const Arguments& args, const Streams& io) {
     throw UsageError(cat("--shared-prefix is ", h.shared_prefix.value, ", must be at most --context (", h.prompt.value, ")"));
   const bool released = parsed->text("plan") == "released";
   const Method& m = recipe.main();
-  const Answer a = figures(recipe, model.cache, h, released);
+  const answers::Storage a = answers::storage(recipe, model.cache, h, released);
   Warnings warnings;
   warnings.add_model(model);
   warnings.add_budgets(recipe, h.tokens());

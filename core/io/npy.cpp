@@ -180,9 +180,31 @@ RawTensor parse_npy(std::span<const std::byte> file, std::string_view name) {
 
 RawTensor read_npy(const std::string& path) { return parse_npy(read_file(path), path); }
 
-std::vector<std::byte> npy_bytes(const NamedTensor& tensor, std::string_view name) {
-  const RawTensor raw = raw_f32(tensor, name);
-  std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (";
+namespace {
+
+const char* descr_of(ElementType type, std::string_view name) {
+  switch (type) {
+    case ElementType::f16: return "<f2";
+    case ElementType::f32: return "<f4";
+    case ElementType::f64: return "<f8";
+    case ElementType::i8: return "|i1";
+    case ElementType::i16: return "<i2";
+    case ElementType::i32: return "<i4";
+    case ElementType::i64: return "<i8";
+    case ElementType::u8: return "|u1";
+    case ElementType::u16: return "<u2";
+    case ElementType::u32: return "<u4";
+    case ElementType::u64: return "<u8";
+    case ElementType::boolean: return "|b1";
+    case ElementType::bf16: break;
+  }
+  throw InvalidArgument(cat(name, " is of type BF16, which .npy files do not have"));
+}
+
+}  // namespace
+
+std::vector<std::byte> npy_bytes(const RawTensor& raw, std::string_view name) {
+  std::string header = cat("{'descr': '", descr_of(raw.type, name), "', 'fortran_order': False, 'shape': (");
   for (const std::int64_t d : raw.dims) header += cat(d, ", ");
   if (raw.dims.size() > 1) header.erase(header.size() - 2);
   if (raw.dims.size() == 1) header.pop_back();
@@ -200,6 +222,9 @@ std::vector<std::byte> npy_bytes(const NamedTensor& tensor, std::string_view nam
   return bytes;
 }
 
+std::vector<std::byte> npy_bytes(const NamedTensor& tensor, std::string_view name) { return npy_bytes(raw_f32(tensor, name), name); }
+
+void write_npy(const std::string& path, const RawTensor& tensor) { write_file(path, npy_bytes(tensor, path)); }
 void write_npy(const std::string& path, const NamedTensor& tensor) { write_file(path, npy_bytes(tensor, path)); }
 
 }  // namespace kvatlas::io

@@ -18,7 +18,10 @@ RawTensor parse_npy(std::span<const std::byte> file, std::string_view name);
 
 RawTensor read_npy(const std::string& path);
 
-/// A version 1.0 file of float32.
+/// A version 1.0 file. throws InvalidArgument for bf16, which the format does not have
+std::vector<std::byte> npy_bytes(const RawTensor& tensor, std::string_view name);
+void write_npy(const std::string& path, const RawTensor& tensor);
+/// The same of float32.
 std::vector<std::byte> npy_bytes(const NamedTensor& tensor, std::string_view name);
 void write_npy(const std::string& path, const NamedTensor& tensor);
 

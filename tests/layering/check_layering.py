@@ -25,10 +25,12 @@ ALLOWED = {
     "simulator": {"core", "models", "reference", "reference/primitives", "reference/compose"},
     "simulator/claims": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator"},
     "sweeps": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator"},
-    "cli": {"core", "models", "models/files", "models/tokenizer", "reference", "reference/primitives", "reference/compose", "simulator", "simulator/claims", "sweeps", "gpu", "gpu/verify"},
+    "cli": {"core", "models", "models/files", "models/tokenizer", "reference", "reference/primitives", "reference/compose", "simulator", "simulator/claims", "sweeps", "answers", "gpu", "gpu/verify"},
+    "answers": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator", "sweeps"},
+    "python": {"core", "models", "reference", "reference/primitives", "reference/compose", "simulator", "sweeps", "answers"},
 }
 # Published headline figures judge the simulator and must not shape it: only these may include or name their table.
-CLAIM_READERS = ("reference/claims.", "simulator/claims/", "cli/")
+CLAIM_READERS = ("reference/claims.", "simulator/claims/", "answers/", "cli/")
 CLAIM_WORDS = ("reference/claims.hpp", "simulator/claims/", "all_claims", "parse_claims", "claims_text", "claims.csv", "setups.csv")
 METHOD = {"core", "reference", "reference/primitives"}  # reference/<family>/
 CORE_PARTS = {"core/formats", "core/kernels", "core/linalg", "core/io"}
@@ -63,7 +65,7 @@ def main() -> int:
     root = pathlib.Path(sys.argv[1])
     include = re.compile(r'^\s*#include\s+"([^"]+)"')
     failures, files = self_test(), 0
-    for top in ("core", "reference", "models", "gpu", "simulator", "sweeps", "cli"):
+    for top in ("core", "reference", "models", "gpu", "simulator", "sweeps", "answers", "cli", "python"):
         for path in sorted((root / top).rglob("*.[ch]pp")):
             files += 1
             name = path.relative_to(root).as_posix()

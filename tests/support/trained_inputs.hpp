@@ -1,15 +1,10 @@
-// Trained parts for methods that cannot open without a file: small random ones, for tests of storage and bits. They say nothing of
-// quality.
+// Small random trained parts (reference/compose/trained_inputs.hpp) under the name that tests know.
 #pragma once
 
-#include <cstdint>
-
-#include "core/io/tensor.hpp"
-#include "reference/method.hpp"
+#include "reference/compose/trained_inputs.hpp"
 
 namespace kvatlas::test {
 
-/// Empty for methods that need no file.
-TensorMap trained_inputs(const Method& method, const ParamRow& row, const CacheShape& shape, std::uint64_t seed);
+using scenarios::trained_inputs;
 
 }  // namespace kvatlas::test

@@ -1,10 +1,11 @@
-// Tables for people: aligned columns that fit into 100 characters, and figures with readable units.
+// Tables for people: aligned columns that fit into 100 characters.
 #pragma once
 
 #include <iosfwd>
-#include <optional>
 #include <string>
 #include <vector>
+
+#include "answers/spell.hpp"
 
 namespace kvatlas::cli {
 
@@ -35,13 +36,9 @@ class Table {
 /// `text` in lines of at most `width` characters, broken at spaces; a longer word stays whole.
 std::vector<std::string> wrap(const std::string& text, std::size_t width);
 
-/// "4.00 GiB", "1,536 B".
-std::string spell_bytes(double bytes);
-/// 1234567 -> "1,234,567".
-std::string spell_count(double n);
-/// Four significant digits: "0.01234", "12.34", "1234"; "-" when absent.
-std::string spell_number(std::optional<double> value);
-/// "3.35 TB/s", "989 TFLOP/s", "1.98 GHz": a decimal prefix before the unit.
-std::string spell_si(double value, const char* unit);
+using answers::spell_bytes;
+using answers::spell_count;
+using answers::spell_number;
+using answers::spell_si;
 
 }  // namespace kvatlas::cli

@@ -1,0 +1,126 @@
+#include "answers/vectors.hpp"
+
+#include <algorithm>
+#include <set>
+
+#include "core/errors.hpp"
+#include "core/io/file.hpp"
+#include "core/io/npy.hpp"
+#include "reference/registry.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/program.hpp"
+#include "tests/support/temp_folder.hpp"
+
+using namespace kvatlas;
+using testing::kvatlas_run;
+
+namespace {
+
+const std::filesystem::path kCommitted = std::filesystem::path(KVATLAS_SOURCE_DIR) / "tests/vectors";
+
+std::vector<std::string> methods_without_vectors() {
+  std::vector<std::string> out;
+  for (const Method* m : all_methods())
+    if (m->open == nullptr && m->open_group == nullptr && m->convert == nullptr) out.emplace_back(m->slug);
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("every method has committed vectors, and the reference makes the same bits of their inputs", "[unit][vectors]") {
+  const std::vector<std::string> without = methods_without_vectors();
+  for (const Method* m : all_methods()) {
+    CAPTURE(m->slug);
+    if (std::find(without.begin(), without.end(), m->slug) != without.end()) continue;
+    const answers::VectorCase stored = answers::read_case(kCommitted / m->slug / "case0");
+    REQUIRE(stored.choice.method == m);
+    REQUIRE(answers::differences(stored, answers::rerun(stored)) == std::vector<std::string>{});
+  }
+  std::set<std::string> folders;
+  for (const auto& entry : std::filesystem::directory_iterator(kCommitted))
+    if (entry.is_directory()) folders.insert(entry.path().filename().string());
+  REQUIRE(folders.size() == all_methods().size() - without.size());
+}
+
+TEST_CASE("the committed vectors stay below three megabytes", "[unit][vectors]") {
+  std::uintmax_t bytes = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(kCommitted))
+    if (entry.is_regular_file()) bytes += entry.file_size();
+  REQUIRE(bytes < 3'200'000);
+}
+
+TEST_CASE("a case written and read again is the same", "[unit][vectors]") {
+  testing::TempFolder folder;
+  for (const char* method : {"kivi", "snapkv", "hydragen", "transmla", "vqkv"}) {
+    CAPTURE(method);
+    const auto cases = answers::vector_cases(find_method(method), 2);
+    REQUIRE(!cases.empty());
+    for (const answers::VectorCase& c : cases) {
+      answers::write_case(c, folder.file(method) + c.name);
+      const answers::VectorCase back = answers::read_case(folder.file(method) + c.name);
+      REQUIRE(answers::differences(c, back).empty());
+      REQUIRE(back.choice == c.choice);
+      REQUIRE(back.shape == c.shape);
+      REQUIRE(answers::describe(back) == answers::describe(c));
+    }
+  }
+}
+
+TEST_CASE("cases say something of the method: what a plain cache answers differs", "[unit][vectors]") {
+  for (const char* method : {"kivi", "h2o", "quest", "xattention"}) {
+    CAPTURE(method);
+    answers::VectorCase c = answers::vector_cases(find_method(method), 1).front();
+    const answers::VectorCase own = c;
+    c.choice = parse_choice("full");
+    REQUIRE(!answers::differences(own, answers::rerun(c)).empty());
+  }
+}
+
+TEST_CASE("a flipped bit of a stored file is found by its hash, a changed reference by its first difference", "[unit][vectors]") {
+  testing::TempFolder folder;
+  const answers::VectorCase c = answers::vector_cases(find_method("fp8_kv"), 1).front();
+  answers::write_case(c, folder.file("case"));
+  const std::string path = folder.file("case") + "/buffers_end.npy";
+  std::vector<std::byte> bytes = io::read_file(path);
+  bytes.back() ^= std::byte{1};
+  io::write_file(path, bytes);
+  REQUIRE_THROWS_WITH(answers::read_case(folder.file("case")), Catch::Contains("buffers_end.npy: hash is ") && Catch::Contains("case.json states"));
+
+  answers::VectorCase other = c;
+  other.stages[1].buffers[0].bytes[0] ^= std::byte{4};
+  other.outputs["out"].values[7] += 1.0F;
+  const auto found = answers::differences(c, other);
+  REQUIRE(found.size() == 2);
+  REQUIRE(found[0].starts_with("out differs first at element 7: "));
+  REQUIRE(found[1] == cat("buffer ", c.stages[1].buffers[0].name, " differs first at byte 0 of ", c.stages[1].buffers[0].bytes.size(), " after stage end"));
+}
+
+TEST_CASE("vectors: the command writes, checks and refuses with one sentence", "[unit][cli]") {
+  testing::TempFolder folder;
+  const auto written = kvatlas_run({"vectors", "--method", "kivi", "--out", folder.file("v"), "--cases", "2", "--json"});
+  REQUIRE(written.code == 0);
+  REQUIRE(written.json().size() == 2);
+  const auto checked = kvatlas_run({"vectors", "--check", folder.file("v")});
+  REQUIRE(checked.code == 0);
+  REQUIRE(checked.out == "2 cases, 0 differ\n");
+  // A reference that answers otherwise is told by inputs that are not those of the outputs.
+  const io::RawTensor q = io::read_npy(folder.file("v") + "/kivi/case0/q.npy");
+  REQUIRE(q.dims.size() == 4);
+  REQUIRE(kvatlas_run({"vectors", "--method", "specpv", "--out", folder.file("v")}).err ==
+          "kvatlas vectors: specpv answers with tokens of a target and a draft model, so it has no vectors of its own\n");
+  REQUIRE(kvatlas_run({"vectors", "--method", "kivi"}).code == 2);
+  REQUIRE(kvatlas_run({"vectors", "--check", folder.file("v"), "--method", "kivi"}).code == 2);
+  REQUIRE(kvatlas_run({"vectors", "--check", folder.file("none")}).code == 1);
+}
+
+TEST_CASE("arrays of every type but bf16 go through .npy files", "[unit]") {
+  for (const io::ElementType type : {io::ElementType::u8, io::ElementType::i64, io::ElementType::f16, io::ElementType::boolean}) {
+    const io::RawTensor raw{.type = type, .dims = {3}, .bytes = std::vector<std::byte>(static_cast<std::size_t>(3 * io::bytes_of(type)), std::byte{1})};
+    const io::RawTensor back = io::parse_npy(io::npy_bytes(raw, "x"), "x");
+    REQUIRE(back.type == type);
+    REQUIRE(back.dims == raw.dims);
+    REQUIRE(back.bytes == raw.bytes);
+  }
+  REQUIRE_THROWS_WITH(io::npy_bytes(io::RawTensor{.type = io::ElementType::bf16, .dims = {1}, .bytes = std::vector<std::byte>(2)}, "x"),
+                      "x is of type BF16, which .npy files do not have");
+}
