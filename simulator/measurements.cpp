@@ -115,6 +115,10 @@ const char* name_of(Subset subset) {
   return kNames[static_cast<std::size_t>(subset)];
 }
 
+const char* kind_of(KernelFamily family) {
+  return family == KernelFamily::decode ? "decode_attention" : family == KernelFamily::prefill ? "prefill_attention" : "gemm";
+}
+
 std::vector<Measurement> read_measurements(std::string_view csv, std::string_view name) {
   const CsvTable table = parse_csv(csv, name);
   MeasuredRow row(table.header, name);

@@ -12,6 +12,8 @@ namespace kvatlas::sim {
 
 enum class Subset : std::uint8_t { cold, overhead, warm };
 const char* name_of(Subset subset);
+/// The kind of measurement that a family of kernels is: the name of its file and of its rows in reports and stores.
+const char* kind_of(KernelFamily family);
 
 struct Measurement {
   KernelFamily family = KernelFamily::decode;

@@ -20,9 +20,6 @@ struct Judged : Compared {
   const Measurement* row;
 };
 
-const char* kind_of(KernelFamily family) {
-  return family == KernelFamily::decode ? "decode_attention" : family == KernelFamily::prefill ? "prefill_attention" : "gemm";
-}
 std::string dtype_of(const Measurement& m) {
   if (m.family == KernelFamily::matrix) return m.kernel;
   return m.bits == 16 ? "bf16" : m.bits == 8 ? "fp8" : "fp8 products";

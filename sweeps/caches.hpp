@@ -9,9 +9,18 @@
 
 namespace kvatlas::sweep {
 
-/// Contexts at which ledgers are stored: each context of the spec, and prompt + output of each workload, rounded down to
-/// a power of two; ascending, each once.
+/// A cache of fixed size forgets tokens: it stores hardly more for twice the context, so its size factor nearly doubles with
+/// it. Recommendations and stores judge by this one bound.
+inline bool forgets(double size_factor, double size_factor_at_twice) { return size_factor_at_twice > 1.8 * size_factor; }
+bool forgets(const BoundRecipe& recipe, Tokens context);
+
+/// Contexts at which ledgers are stored: each context of the spec rounded down to a power of two, and prompt + output of
+/// each workload as it is; ascending, each once.
 std::vector<Tokens> ledger_contexts(const Spec& spec);
+
+/// Contexts at which the whole is stored: those of the ledgers and each context of the spec as it is, because whether a
+/// cache forgets changes between two powers of two; ascending, each once.
+std::vector<Tokens> cache_contexts(const Spec& spec);
 
 /// Writes rows of `caches` and `ledgers` for every model and recipe of the spec that are not there yet. One sequence,
 /// the whole context a prompt, all layers together. Recipes that cannot serve a model have no row.

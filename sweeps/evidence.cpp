@@ -1,5 +1,9 @@
 #include "sweeps/evidence.hpp"
 
+#include <array>
+#include <set>
+#include <string_view>
+
 #include "core/errors.hpp"
 #include "simulator/fit.hpp"
 #include "sweeps/database.hpp"
@@ -14,14 +18,20 @@ template <class Write>
 void write_evidence(const std::filesystem::path& path, Write&& write) {
   Database db(path, Database::Mode::write);
   prepare_schema(db);
+  require_code_version(db);
   Transaction t(db);
   write(db);
   t.commit();
   db.exec("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode=DELETE");
 }
 
-const char* kind_name(sim::KernelFamily family) {
-  return family == sim::KernelFamily::decode ? "decode_attention" : family == sim::KernelFamily::prefill ? "prefill_attention" : "gemm";
+/// The store holds one row of each place; a report put together from parts may name one twice.
+void check_places(const sim::ValidationReport& report) {
+  std::set<std::array<std::string_view, 5>> places;
+  for (const sim::ValidationRow& r : report.rows)
+    if (!places.insert({r.kind, r.gpu, r.profile, r.kv_dtype, r.subset}).second)
+      throw InvalidArgument(cat("validation has two rows of ", r.kind, ", gpu ", r.gpu, ", profile ", r.profile, ", kv_dtype ", r.kv_dtype, ", subset ", r.subset,
+                                ", must have one; figures of several files are to be judged together"));
 }
 
 }  // namespace
@@ -41,6 +51,7 @@ void store_claims(const std::filesystem::path& path, const std::vector<ClaimRow>
 
 void store_validation(const std::filesystem::path& path, const sim::Calibration& calibration, const std::vector<sim::Measurement>& measured,
                       const sim::ValidationReport& report, const std::string& source) {
+  check_places(report);
   write_evidence(path, [&](Database& db) {
     db.exec("DELETE FROM validation; DELETE FROM measurements");
     Statement s(db, "INSERT INTO validation VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
@@ -55,7 +66,7 @@ void store_validation(const std::filesystem::path& path, const sim::Calibration&
       const sim::Prediction p = sim::predict(calibration, m);
       const auto [low, high] = sim::interval_factors(calibration, m.family, p.evidence);
       const std::string profile = cat(m.framework, ":", m.kernel);
-      row.bind(1, kind_name(m.family)).bind(2, std::string_view(m.gpu_text)).bind(3, std::string_view(profile)).bind(4, std::string_view(m.text));
+      row.bind(1, sim::kind_of(m.family)).bind(2, std::string_view(m.gpu_text)).bind(3, std::string_view(profile)).bind(4, std::string_view(m.text));
       row.bind(5, m.seconds).bind(6, std::string_view(source)).bind(7, sim::name_of(m.subset)).bind(8, p.seconds);
       row.bind(9, p.seconds * low).bind(10, p.seconds * high).run();
     }

@@ -18,12 +18,12 @@ struct ClaimRow {
   std::optional<double> published, ours, ours_if;
 };
 
-/// Replaces the claims of a store. throws IoError when the file is no store
+/// Replaces the claims of a store. throws IoError when the file is no store, or one of another version of the code
 void store_claims(const std::filesystem::path& path, const std::vector<ClaimRow>& rows);
 
 /// Replaces the validation of a store: the summary, and every measured row with its prediction and 80% interval.
 /// source   what the rows come from, for people
-/// throws   IoError when the file is no store
+/// throws   IoError as store_claims does, InvalidArgument for a report with two rows of one place; the store keeps what it had
 void store_validation(const std::filesystem::path& path, const sim::Calibration& calibration, const std::vector<sim::Measurement>& measured,
                       const sim::ValidationReport& report, const std::string& source);
 

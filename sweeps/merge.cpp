@@ -32,6 +32,11 @@ std::string code_version_of(Database& db) {
   return s.step() ? std::string(s.text(0)) : std::string("unknown");
 }
 
+void add_conflict(MergeReport& report, const std::string& example) {
+  ++report.conflicts;
+  if (report.examples.size() < 5) report.examples.push_back(example);
+}
+
 /// Rows of a table without references, unless an equal row is there.
 void copy_plain(Database& db, const char* table) {
   const std::string columns = joined(columns_of(db, table), "");
@@ -45,8 +50,70 @@ std::string differs(const std::vector<std::string>& columns) {
   return sql + ")";
 }
 
+std::vector<std::string> without(std::vector<std::string> columns, const std::vector<std::string>& left_out) {
+  std::erase_if(columns, [&](const std::string& c) { return std::find(left_out.begin(), left_out.end(), c) != left_out.end(); });
+  return columns;
+}
+
+/// Judgements of quality. A key whose context is unknown counts as equal to itself, which the table's own constraint does not see.
+void copy_quality(Database& db, const std::filesystem::path& input, MergeReport& report) {
+  const std::vector<std::string> key{"model", "recipe", "quality_model", "metric", "context", "protocol"};
+  const std::vector<std::string> columns = columns_of(db, "quality");
+  std::string same;
+  for (const std::string& c : key) same += cat(same.empty() ? "" : " AND ", "a.", c, " IS b.", c);
+  db.exec(cat("INSERT INTO main.quality(", joined(columns, ""), ") SELECT ", joined(columns, "b."), " FROM source.quality b WHERE NOT EXISTS(SELECT 1 FROM main.quality a WHERE ", same,
+              ") AND b.id = (SELECT min(a.id) FROM source.quality a WHERE ", same, ") ORDER BY b.id"));
+  Statement s(db, cat("SELECT b.metric, b.recipe, b.model FROM source.quality b JOIN main.quality a ON ", same, " WHERE ", differs(without(columns, key)), " ORDER BY b.id"));
+  while (s.step()) add_conflict(report, cat("quality: ", s.text(0), " of ", s.text(1), " on ", s.text(2), " is another row in ", input.string()));
+}
+
+/// Tables that one command writes as a whole, so that rows of two runs must never stand side by side.
+void copy_block(Database& db, const std::filesystem::path& input, const std::vector<const char*>& tables, const char* command, MergeReport& report) {
+  bool ours = false, theirs = false, equal = true;
+  for (const char* table : tables) {
+    const std::string columns = joined(columns_of(db, table), "");
+    const auto rows = [&](const char* store) { return cat("SELECT ", columns, ", count(*) FROM ", store, ".", table, " GROUP BY ", columns); };
+    const auto less = [&](const char* a, const char* b) { return db.integer(cat("SELECT count(*) FROM (", rows(a), " EXCEPT ", rows(b), ")")); };
+    ours = ours || db.integer(cat("SELECT EXISTS(SELECT 1 FROM main.", table, ")")) != 0;
+    theirs = theirs || db.integer(cat("SELECT EXISTS(SELECT 1 FROM source.", table, ")")) != 0;
+    equal = equal && less("main", "source") == 0 && less("source", "main") == 0;
+  }
+  if (!theirs || equal) return;
+  if (ours) return add_conflict(report, cat(tables.front(), ": rows of another run of ", command, " in ", input.string()));
+  for (const char* table : tables) {
+    const std::string columns = joined(columns_of(db, table), "");
+    db.exec(cat("INSERT INTO main.", table, "(", columns, ") SELECT ", columns, " FROM source.", table));
+  }
+}
+
+/// Byte ledgers and their sums. The ledger of one model, recipe and context is one thing: none is put together from two inputs.
+void copy_ledgers(Database& db, const std::filesystem::path& input, MergeReport& report) {
+  for (const char* table : {"caches", "ledgers"})
+    db.exec(cat("CREATE TEMP TABLE their_", table, " AS SELECT m2.id AS model, t2.id AS method, ", joined(without(columns_of(db, table), {"model", "method"}), "x."), " FROM source.", table,
+                " x JOIN source.models m ON m.id = x.model JOIN source.methods t ON t.id = x.method "
+                "JOIN main.models m2 ON m2.identity = m.identity JOIN main.methods t2 ON t2.recipe = t.recipe"));
+  db.exec("CREATE INDEX temp.their_places ON their_ledgers(model, method, context)");
+  constexpr const char* kSame = "b.model = a.model AND b.method = a.method AND b.context = a.context";
+  const std::string entries = joined(without(columns_of(db, "ledgers"), {"model", "method", "context"}), "b.");
+  const auto part = [&](const char* table) { return cat("SELECT ", entries, " FROM ", table, " b WHERE ", kSame); };
+  // Where one of the two keeps only the sum, there is nothing to compare.
+  const auto lacks = [&](const char* one, const char* other) { return cat("EXISTS(", part(one), ") AND EXISTS(", part(other), " EXCEPT ", part(one), ")"); };
+  {
+    Statement s(db, cat("SELECT t.recipe, m.slug, a.context FROM main.caches a JOIN temp.their_caches b ON ", kSame, " JOIN main.models m ON m.id = a.model JOIN main.methods t ON t.id = a.method WHERE ",
+                        differs(without(columns_of(db, "caches"), {"model", "method", "context"})), " OR (", lacks("main.ledgers", "temp.their_ledgers"), ") OR (",
+                        lacks("temp.their_ledgers", "main.ledgers"), ") ORDER BY t.recipe, m.slug, a.context"));
+    while (s.step()) add_conflict(report, cat("ledger of ", s.text(0), " on ", s.text(1), " at context ", s.integer(2), " has other bytes in ", input.string()));
+  }
+  db.exec(cat("INSERT INTO main.ledgers SELECT * FROM temp.their_ledgers a WHERE NOT EXISTS(SELECT 1 FROM main.ledgers b WHERE ", kSame, ");"
+              "INSERT OR IGNORE INTO main.caches SELECT * FROM temp.their_caches; DROP TABLE temp.their_caches; DROP TABLE temp.their_ledgers"));
+}
+
 void copy_store(Database& db, const std::filesystem::path& input, MergeReport& report) {
-  for (const char* table : {"models", "gpus", "methods", "workloads", "quality", "measurements", "claims", "imported", "validation"}) copy_plain(db, table);
+  for (const char* table : {"models", "gpus", "methods", "workloads", "imported"}) copy_plain(db, table);
+  copy_quality(db, input, report);
+  copy_block(db, input, {"validation", "measurements"}, "validate", report);
+  copy_block(db, input, {"claims"}, "claims", report);
+  copy_ledgers(db, input, report);
   db.exec(
       "INSERT OR IGNORE INTO main.configurations(key, model, gpu, method, weights, engine, tp, plan, provenance, canonical) "
       "SELECT c.key, m2.id, g2.id, t2.id, c.weights, c.engine, c.tp, c.plan, c.provenance, c.canonical FROM source.configurations c "
@@ -56,23 +123,13 @@ void copy_store(Database& db, const std::filesystem::path& input, MergeReport& r
       "CREATE TEMP TABLE c_map(old INTEGER PRIMARY KEY, new INTEGER); CREATE TEMP TABLE w_map(old INTEGER PRIMARY KEY, new INTEGER);"
       "INSERT INTO c_map SELECT s.id, m.id FROM source.configurations s JOIN main.configurations m ON m.key = s.key;"
       "INSERT INTO w_map SELECT s.id, m.id FROM source.workloads s JOIN main.workloads m ON m.key = s.key");
-  for (const char* table : {"caches", "ledgers"}) {
-    std::vector<std::string> columns = columns_of(db, table);
-    columns.erase(columns.begin(), columns.begin() + 2);  // model, method
-    db.exec(cat("INSERT OR IGNORE INTO main.", table, " SELECT m2.id, t2.id, ", joined(columns, "x."), " FROM source.", table,
-                " x JOIN source.models m ON m.id = x.model JOIN source.methods t ON t.id = x.method "
-                "JOIN main.models m2 ON m2.identity = m.identity JOIN main.methods t2 ON t2.recipe = t.recipe"));
-  }
   const std::vector<std::string> figures = figure_columns();
   db.exec(cat("INSERT INTO main.predictions(key, configuration, ", joined(figures, ""), ") SELECT p.key, c_map.new, ", joined(figures, "p."),
               " FROM source.predictions p JOIN c_map ON c_map.old = p.configuration"));
   const std::vector<std::string> served = workload_figure_columns();
   {
     Statement s(db, cat("SELECT hex(a.key) FROM main.workload_predictions a JOIN source.workload_predictions b ON a.key = b.key WHERE ", differs(served)));
-    while (s.step()) {
-      ++report.conflicts;
-      if (report.examples.size() < 5) report.examples.push_back(cat("workload point ", s.text(0), " has other figures in ", input.string()));
-    }
+    while (s.step()) add_conflict(report, cat("workload point ", s.text(0), " has other figures in ", input.string()));
   }
   db.exec(cat("INSERT OR IGNORE INTO main.workload_predictions(key, configuration, workload, ", joined(served, ""), ") SELECT p.key, c_map.new, w_map.new, ",
               joined(served, "p."), " FROM source.workload_predictions p JOIN c_map ON c_map.old = p.configuration JOIN w_map ON w_map.old = p.workload"));
@@ -98,11 +155,8 @@ void settle_twins(Database& db, const std::vector<LastRow>& ends, MergeReport& r
   {
     Statement s(db, cat("SELECT c.canonical, a.context, a.batch, a.step_s, b.step_s, a.id, b.id FROM predictions a JOIN predictions b ON a.key = b.key AND a.id < b.id "
                         "JOIN configurations c ON c.id = a.configuration WHERE ", differs(figure_columns()), " ORDER BY a.key"));
-    while (s.step()) {
-      ++report.conflicts;
-      if (report.examples.size() < 5)
-        report.examples.push_back(cat(s.text(0), " at context ", s.integer(1), ", batch ", s.integer(2), ": step ", s.number(3), " s in ", input_of(s.integer(5)), " and ", s.number(4), " s in ", input_of(s.integer(6))));
-    }
+    while (s.step())
+      add_conflict(report, cat(s.text(0), " at context ", s.integer(1), ", batch ", s.integer(2), ": step ", s.number(3), " s in ", input_of(s.integer(5)), " and ", s.number(4), " s in ", input_of(s.integer(6))));
   }
   db.exec("DELETE FROM predictions WHERE id IN (SELECT b.id FROM predictions a JOIN predictions b ON a.key = b.key AND a.id < b.id)");
   db.exec("DROP INDEX predictions_probe");
@@ -113,6 +167,22 @@ void settle_log(const std::filesystem::path& path) {
   Database db(path, Database::Mode::write);
   require_schema(db);
   db.exec("PRAGMA wal_checkpoint(TRUNCATE)");
+}
+
+/// The file that stands for an input while it is copied: itself, or a migrated copy at `place` of a store that an older program wrote.
+std::filesystem::path at_this_version(const std::filesystem::path& in, const std::filesystem::path& place) {
+  {
+    std::optional<Database> db;
+    open_for_reading(db, in);
+    if (db->integer("PRAGMA user_version") == kSchemaVersion) return in;
+    const std::string name = place.string();
+    Statement s(*db, "VACUUM INTO ?");
+    s.bind(1, std::string_view(name)).run();
+  }
+  Database copy(place, Database::Mode::write);
+  prepare_schema(copy);
+  copy.exec("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode=DELETE");
+  return place;
 }
 
 }  // namespace
@@ -137,10 +207,12 @@ MergeReport merge_stores(const std::filesystem::path& out, const std::vector<std
     if (!version) version = found;
   }
   MergeReport report;
-  std::filesystem::path part = out;
+  std::filesystem::path part = out, migrated = out;
   part += ".merging";
+  migrated += ".merging-older";
   const auto remove_part = [&] {
-    for (const char* suffix : {"", "-wal", "-journal", "-shm"}) std::filesystem::remove(part.string() + suffix, ignored);
+    for (const std::filesystem::path& file : {part, migrated})
+      for (const char* suffix : {"", "-wal", "-journal", "-shm"}) std::filesystem::remove(file.string() + suffix, ignored);
   };
   remove_part();
   try {
@@ -154,7 +226,7 @@ MergeReport merge_stores(const std::filesystem::path& out, const std::vector<std
     std::vector<LastRow> ends;
     for (const std::filesystem::path& in : sources) {
       {
-        const std::string name = in.string();
+        const std::string name = at_this_version(in, migrated).string();
         Statement s(db, "ATTACH ? AS source");
         s.bind(1, std::string_view(name)).run();
       }
@@ -165,6 +237,7 @@ MergeReport merge_stores(const std::filesystem::path& out, const std::vector<std
       }
       ends.emplace_back(db.integer("SELECT coalesce(max(id), 0) FROM predictions"), in);
       db.exec("DETACH source");
+      std::filesystem::remove(migrated, ignored);
     }
     {
       Transaction t(db);

@@ -11,6 +11,7 @@
 #include "core/parallel.hpp"
 #include "models/registry.hpp"
 #include "reference/registry.hpp"
+#include "sweeps/caches.hpp"
 #include "sweeps/configuration.hpp"
 #include "sweeps/recommend_why.hpp"
 #include "sweeps/rerank.hpp"
@@ -60,9 +61,8 @@ Candidate evaluate(const RecommendRequest& request, const Recipe& recipe) {
   if (c.why_not) return c;
   const sim::Evaluator evaluator(d);
   c.figures = evaluator.workload(request.workload);
-  // A cache of fixed size stores hardly more for twice the context, so its size factor nearly doubles with it.
   const Tokens context = request.workload.prompt + request.workload.output;
-  c.forgets = evaluator.size_factor(2 * context) > 1.8 * evaluator.size_factor(context);
+  c.forgets = forgets(evaluator.size_factor(context), evaluator.size_factor(2 * context));
   if (!c.figures.feasible) c.why_not = c.figures.why_not;
   if (c.figures.feasible && request.memory_gib && c.figures.peak_bytes > *request.memory_gib * 1073741824.0)
     c.why_not = fmt::format("needs {:.1f} GiB of memory, must be at most {:.1f} GiB", c.figures.peak_bytes / 1073741824.0, *request.memory_gib);

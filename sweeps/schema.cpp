@@ -109,32 +109,38 @@ static_assert(std::size(kMigrations) == kSchemaVersion);
 
 const char* code_version() { return KVATLAS_VERSION; }
 
-void prepare_schema(Database& db) {
-  const std::int64_t id = db.integer("PRAGMA application_id"), version = db.integer("PRAGMA user_version");
-  const bool empty = id == 0 && version == 0 && db.integer("SELECT count(*) FROM sqlite_schema") == 0;
-  if (!empty && id != kApplicationId) throw IoError(cat(db.path().string(), ": not a kvatlas store, an SQLite database of something else"));
-  if (version > kSchemaVersion)
-    throw IoError(cat(db.path().string(), ": store version ", version, " is newer than this program's ", kSchemaVersion, "; use the program that wrote it, or a newer one"));
+void prepare_schema(Database& db, int version) {
+  KV_ASSERT(version >= 1 && version <= kSchemaVersion, "a version that has its migrations");
+  const std::int64_t id = db.integer("PRAGMA application_id"), found = db.integer("PRAGMA user_version");
+  const bool empty = id == 0 && found == 0 && db.integer("SELECT count(*) FROM sqlite_schema") == 0;
+  if (!empty) require_schema(db, 0);
   if (empty) db.exec("PRAGMA page_size=8192");
   db.exec("PRAGMA journal_mode=WAL");
-  if (version == kSchemaVersion) return;
+  if (found >= version) return;
   Transaction t(db);
-  for (std::int64_t v = version; v < kSchemaVersion; ++v) db.exec(kMigrations[v]);
+  for (std::int64_t v = found; v < version; ++v) db.exec(kMigrations[v]);
   if (empty) {
     Statement s(db, "INSERT INTO meta VALUES('code_version', ?)");
     s.bind(1, code_version()).run();
   }
-  db.exec(cat("PRAGMA application_id=", kApplicationId, "; PRAGMA user_version=", kSchemaVersion));
+  db.exec(cat("PRAGMA application_id=", kApplicationId, "; PRAGMA user_version=", version));
   t.commit();
 }
 
-void require_schema(Database& db, const char* schema) {
-  const std::int64_t id = db.integer(cat("PRAGMA ", schema, ".application_id")), version = db.integer(cat("PRAGMA ", schema, ".user_version"));
+void require_schema(Database& db, int oldest) {
+  const std::int64_t id = db.integer("PRAGMA application_id"), version = db.integer("PRAGMA user_version");
   if (id != kApplicationId) throw IoError(cat(db.path().string(), ": not a kvatlas store, an SQLite database of something else"));
   if (version > kSchemaVersion)
     throw IoError(cat(db.path().string(), ": store version ", version, " is newer than this program's ", kSchemaVersion, "; use the program that wrote it, or a newer one"));
-  if (version < kSchemaVersion)
-    throw IoError(cat(db.path().string(), ": store version ", version, " is older than this program's ", kSchemaVersion, "; run any sweep into it to migrate it"));
+  if (version < oldest)
+    throw IoError(cat(db.path().string(), ": store version ", version, " lacks what is asked for, it must be at least ", oldest, "; run any sweep into it to migrate it"));
+}
+
+void require_code_version(Database& db) {
+  Statement s(db, "SELECT value FROM meta WHERE name = 'code_version'");
+  const std::string found = s.step() ? std::string(s.text(0)) : std::string("unknown");
+  if (found != code_version())
+    throw IoError(cat(db.path().string(), ": written by kvatlas ", found, ", this is ", code_version(), "; sweep into a new file and compare the two with diff"));
 }
 
 }  // namespace kvatlas::sweep

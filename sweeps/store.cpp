@@ -89,13 +89,6 @@ std::int64_t workload_id(Database& db, const sim::Workload& w) {
   });
 }
 
-void check_code_version(Database& db) {
-  Statement s(db, "SELECT value FROM meta WHERE name = 'code_version'");
-  const std::string found = s.step() ? std::string(s.text(0)) : std::string("unknown");
-  if (found != code_version())
-    throw IoError(cat(db.path().string(), ": written by kvatlas ", found, ", this is ", code_version(), "; sweep into a new file and compare the two with diff"));
-}
-
 }  // namespace
 
 std::vector<std::string> figure_columns() { return {std::begin(kFigureColumns), std::end(kFigureColumns)}; }
@@ -103,7 +96,7 @@ std::vector<std::string> workload_figure_columns() { return {std::begin(kWorkloa
 
 Store::Store(const std::filesystem::path& path) : db_(path, Database::Mode::create) {
   prepare_schema(db_);
-  check_code_version(db_);
+  require_code_version(db_);
   // NORMAL: a kill loses nothing that was committed, a power cut at most the last commits, neither damages the file.
   db_.exec("PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=4096; PRAGMA cache_size=-65536; PRAGMA temp_store=MEMORY");
   insert_point_.emplace(db_, insert_points_sql());
@@ -250,9 +243,9 @@ void build_index(Database& db) {
   t.commit();
 }
 
-void open_for_reading(std::optional<Database>& db, const std::filesystem::path& path) {
+void open_for_reading(std::optional<Database>& db, const std::filesystem::path& path, int oldest) {
   db.emplace(path, Database::Mode::read);
-  require_schema(*db);
+  require_schema(*db, oldest);
 }
 
 void write_dump(Database& db, std::ostream& out) {

@@ -93,8 +93,9 @@ class Store {
 /// Builds the unique index over keys where it is missing; equal rows that two interrupted writers left are made one.
 void build_index(Database& db);
 
-/// Opens a store for reading. throws IoError as Store does
-void open_for_reading(std::optional<Database>& db, const std::filesystem::path& path);
+/// Opens a store for reading, also one of an older version. throws IoError as Store does
+/// oldest   the first version with the tables and columns that are asked for
+void open_for_reading(std::optional<Database>& db, const std::filesystem::path& path, int oldest = 1);
 
 /// Every prediction as one line of text, ordered by key, numbers in full: equal sweeps give equal dumps, whatever the
 /// order in which their points were stored.

@@ -20,7 +20,7 @@ const Usage& usage() {
   static const Usage u{.command = "claims", .positional = "", .example = "kvatlas claims --method quest --verdict not_reproduced",
                        .options = {Option::text("method", "M", "only claims about this method"),
                                    Option::choice("verdict", {"reproduced", "reproduced_if", "consistent", "not_reproduced", "undetermined"}, "only claims that met this verdict"),
-                                   Option::text("db", "FILE", "store that keeps the rows, in place of those it has")},
+                                   Option::text("db", "FILE", "store that keeps every row, in place of those it has; not with --method or --verdict")},
                        .note = "A figure is reproduced when ours lies within 15% of it at the setup as stated, reproduced_if when one\n"
                                "named change of reading is needed, consistent when it is a sum of bytes that repeats the paper's\n"
                                "formula. Verdicts are computed, never typed. With --method both sides are spelled out."};
@@ -44,6 +44,8 @@ std::string or_dash(const std::string& text) { return text.empty() ? "-" : text;
 int run_claims(const Arguments& args, const Streams& io) {
   const auto parsed = parse(usage(), args, io);
   if (!parsed) return kDone;
+  if (parsed->has("db") && (parsed->has("method") || parsed->has("verdict")))
+    throw UsageError(cat("--", parsed->has("method") ? "method" : "verdict", " shows a part of the claims, must be left out with --db, which replaces all that the store has"));
   const std::string only = parsed->has("method") ? find_method(parsed->text("method")).slug : "";
   const std::string wanted = parsed->has("verdict") ? parsed->text("verdict") : "";
   Json rows = Json::array();

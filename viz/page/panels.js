@@ -206,7 +206,7 @@ function drawCompare() {
     const cfg = configurationOf(p.m, p.model, p.gpu);
     const i = cfg === undefined || w === null ? undefined : index.served(w, cfg);
     const stepAt = cfg === undefined ? null : pointAt(cfg, stepContext(), stepBatch());
-    return { p, cfg, served: i === undefined ? null : servedRow(i), step: stepAt === null || stepAt === undefined ? null : pointRow(stepAt), cache: index.cache(p.model, p.m, ledgerContext()), q: index.quality(D.models[p.model].slug, D.methods[p.m].recipe) };
+    return { p, cfg, served: i === undefined ? null : servedRow(i), step: stepAt === null || stepAt === undefined ? null : pointRow(stepAt), cache: index.cache(p.model, p.m, storedContext(index.cacheContexts)), q: index.quality(D.models[p.model].slug, D.methods[p.m].recipe) };
   });
   const line = (name, get, spell, ratio = true) => {
     const values = sides.map((s) => (s ? get(s) : null)).map((v) => (v === false || v === undefined ? null : v));

@@ -95,13 +95,13 @@ function questionRows() {
   return rowsCache;
 }
 
-// The ledger's context that belongs to the question: the nearest at or below it.
-function ledgerContext() {
+// The stored context that belongs to the question: the nearest at or below it. Ledgers stand at fewer contexts than their sums.
+function storedContext(list) {
   const w = askWorkload(), want = w === null ? askContext() : D.workloads[w].prompt + D.workloads[w].output;
-  const list = index.ledgerContexts;
   return list.filter((c) => c <= want).pop() ?? list[0] ?? null;
 }
-const cacheOf = (m) => index.cache(state.model, m, ledgerContext());
+const ledgerContext = () => storedContext(index.ledgerContexts);
+const cacheOf = (m) => index.cache(state.model, m, storedContext(index.cacheContexts));
 
 // Series in colour: slot 0 the plain cache, then those that the reader chose, or the first by rank.
 function litSeries() {

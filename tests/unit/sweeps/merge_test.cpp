@@ -1,7 +1,12 @@
 #include "sweeps/merge.hpp"
 
+#include "sweeps/evidence.hpp"
 #include "sweeps/json.hpp"
+#include "sweeps/pareto.hpp"
+#include "sweeps/recommend.hpp"
 #include "sweeps/runner.hpp"
+#include "sweeps/schema.hpp"
+#include "sweeps/summary.hpp"
 #include "tests/catch.hpp"
 #include "tests/unit/sweeps/sweep_support.hpp"
 
@@ -21,7 +26,131 @@ Paths shards(const TempFolder& folder, const Spec& spec, int n) {
   }
   return out;
 }
+
+std::int64_t count(const std::filesystem::path& path, const std::string& sql) { return Database(path, Database::Mode::read).integer(sql); }
+void change(const std::filesystem::path& path, const std::string& sql) { Database(path, Database::Mode::write).exec(sql); }
+
+ClaimRow claim(const char* method, double ours) {
+  return {.method = method, .metric = "speedup", .unit = "x", .setup = "a", .verdict = "reproduced", .why = "b", .source = "c", .provenance = "computed", .change = "", .published = 2.0, .ours = ours, .ours_if = {}};
+}
+
+constexpr const char* kQuality = "INSERT INTO quality(model, recipe, quality_model, metric, value, retained, context, protocol, grade, source, provenance) VALUES";
+constexpr const char* kMeasurement = "INSERT INTO measurements(kind, gpu, profile, setup, value, unit, source, provenance) VALUES";
+constexpr const char* kValidation = "INSERT INTO validation VALUES('gemm', '*', '*', '*', 'all', 4, 0.1, 0.1, 0.2, 0, 0.8, 0.3, 0.4, 0.5)";
+
+/// What a program of an older schema would have left: only the migrations up to it were run, rows are those of `from`.
+void make_older(const std::filesystem::path& path, int version, const std::filesystem::path& from) {
+  Database db(path, Database::Mode::create);
+  prepare_schema(db, version);
+  const std::string name = from.string();
+  {
+    Statement s(db, "ATTACH ? AS newer");
+    s.bind(1, std::string_view(name)).run();
+  }
+  for (const char* table : {"models", "gpus", "methods", "configurations", "workloads", "predictions", "workload_predictions", "infeasible", "runs"})
+    db.exec(cat("INSERT INTO main.", table, " SELECT * FROM newer.", table));
+  build_index(db);
+}
 }  // namespace
+
+TEST_CASE("evidence of two shards that is equal becomes one", "[unit]") {
+  const TempFolder folder;
+  const Paths parts = shards(folder, parse_spec(small_spec(), "s"), 2);
+  for (const auto& part : parts) {
+    store_claims(part, {claim("quest", 2.1), claim("kivi", 1.0), claim("kivi", 1.0)});
+    change(part, cat(kQuality, "('m', 'full', 'q', 'perplexity', 6.5, 1, NULL, 'p', 'P', 's', 'published'), ('m', 'full', 'q', 'perplexity', 6.4, 1, 512, 'p', 'M', 's', 'measured')"));
+    change(part, cat(kMeasurement, "('gemm', 'g', 'p', 'a', 1.5, 's', 'f', 'measured'), ('gemm', 'g', 'p', 'a', 1.5, 's', 'f', 'measured'); ", kValidation));
+  }
+  change(parts[1], cat(kQuality, "('m', 'kivi', 'q', 'perplexity', 6.6, 0.98, NULL, 'p', 'P', 's', 'published')"));
+  const MergeReport r = merge_stores(folder / "out", {parts[1], parts[0], parts[1]});
+  REQUIRE(r.conflicts == 0);
+  REQUIRE(r.written);
+  REQUIRE(merge_stores(folder / "out", {parts[0]}).conflicts == 0);
+  for (const auto& [table, rows] : std::vector<std::pair<const char*, int>>{{"claims", 3}, {"quality", 3}, {"measurements", 2}, {"validation", 1}}) {
+    CAPTURE(table);
+    REQUIRE(count(folder / "out", cat("SELECT count(*) FROM ", table)) == rows);
+  }
+}
+
+TEST_CASE("evidence that differs between shards is a conflict, never a mixture", "[unit]") {
+  const TempFolder folder;
+  const Paths parts = shards(folder, parse_spec(small_spec(), "s"), 2);
+  for (const auto& part : parts) {
+    store_claims(part, {claim("quest", 2.1), claim("kivi", 1.0)});
+    change(part, cat(kQuality, "('m', 'full', 'q', 'perplexity', 6.5, 1, NULL, 'p', 'P', 's', 'published')"));
+    change(part, cat(kMeasurement, "('gemm', 'g', 'p', 'a', 1.5, 's', 'f', 'measured'); ", kValidation));
+  }
+  struct Change {
+    const char* sql;
+    const char* example;
+  };
+  for (const Change& c : {Change{"UPDATE claims SET ours = 1.5 WHERE method = 'kivi'", "claims: rows of another run of claims"},
+                          Change{"DELETE FROM claims WHERE method = 'kivi'", "claims: rows of another run of claims"},
+                          Change{"INSERT INTO claims(method, metric, setup, verdict, why, source, provenance) SELECT method, metric, setup, verdict, why, source, provenance FROM claims WHERE method = 'kivi'", "claims: rows of another run of claims"},
+                          Change{"UPDATE measurements SET value = 1.6", "validation: rows of another run of validate"},
+                          Change{"UPDATE validation SET bias = 0.01", "validation: rows of another run of validate"},
+                          Change{"UPDATE quality SET value = 6.6", "quality: perplexity of full on m is another row"},
+                          Change{"UPDATE caches SET bytes = bytes + 1 WHERE context = 1024 AND method = (SELECT id FROM methods WHERE recipe = 'full')", "ledger of full on llama-3.2-1b at context 1024 has other bytes"},
+                          Change{"UPDATE ledgers SET bytes = bytes + 1 WHERE context = 1024 AND method = (SELECT id FROM methods WHERE recipe = 'full')", "ledger of full on llama-3.2-1b at context 1024 has other bytes"},
+                          Change{"UPDATE ledgers SET component = 'other' WHERE context = 1024 AND method = (SELECT id FROM methods WHERE recipe = 'full')", "ledger of full on llama-3.2-1b at context 1024 has other bytes"}}) {
+    CAPTURE(c.sql);
+    const auto changed = folder / "changed";
+    std::filesystem::copy_file(parts[1], changed, std::filesystem::copy_options::overwrite_existing);
+    change(changed, c.sql);
+    const MergeReport r = merge_stores(folder / "out", {parts[0], changed});
+    REQUIRE(r.conflicts == 1);
+    REQUIRE_FALSE(r.written);
+    REQUIRE(r.examples == std::vector<std::string>{cat(c.example, " in ", changed.string())});
+    REQUIRE_FALSE(std::filesystem::exists(folder / "out"));
+    // By force the input named first wins, whole.
+    merge_stores(folder / "forced", {parts[0], changed}, true);
+    merge_stores(folder / "clean", {parts[0], parts[1]});
+    for (const char* table : {"claims", "quality", "measurements", "validation", "caches", "ledgers"}) {
+      CAPTURE(table);
+      Database db(folder / "forced", Database::Mode::read);
+      const std::string name = (folder / "clean").string();
+      {
+        Statement s(db, "ATTACH ? AS clean");
+        s.bind(1, std::string_view(name)).run();
+      }
+      REQUIRE(db.integer(cat("SELECT count(*) FROM (SELECT * FROM main.", table, " EXCEPT SELECT * FROM clean.", table, ")")) == 0);
+      REQUIRE(db.integer(cat("SELECT count(*) FROM (SELECT * FROM clean.", table, " EXCEPT SELECT * FROM main.", table, ")")) == 0);
+    }
+    std::filesystem::remove(folder / "forced");
+    std::filesystem::remove(folder / "clean");
+  }
+}
+
+TEST_CASE("stores of older schemas are read as they are and merged by a migrated copy", "[unit]") {
+  const TempFolder folder;
+  const Spec spec = parse_spec(small_spec("\"1K..16Kx2\"", "[1, 2, 4, 8]", kWorkload), "s");
+  run_sweep(spec, folder / "whole");
+  const Paths parts = shards(folder, spec, 2);
+  for (const int version : {1, 2}) {
+    CAPTURE(version);
+    const auto old = folder / cat("old", version);
+    make_older(old, version, folder / "whole");
+    REQUIRE(count(old, "SELECT count(*) FROM sqlite_schema WHERE name = 'caches'") == 0);
+    REQUIRE(dump_of(old) == dump_of(folder / "whole"));
+    REQUIRE(pareto(old, {.x = "step_ms", .y = "tokens_per_s", .where = ""}).size() == pareto(folder / "whole", {.x = "step_ms", .y = "tokens_per_s", .where = ""}).size());
+    REQUIRE(select_points(old, "context=4K", 10).size() == 10);
+    REQUIRE(diff_stores(old, folder / "whole").equal == 168);
+    REQUIRE(diff_stores(folder / "whole", old).equal == 168);
+    REQUIRE(summarize(old).points == 160);
+    REQUIRE_FALSE(quality_of_store(old.string()) == nullptr);
+    const auto half = folder / cat("half", version);
+    make_older(half, version, parts[1]);
+    const MergeReport r = merge_stores(folder / cat("out", version), {half, parts[0]});
+    REQUIRE(r.conflicts == 0);
+    REQUIRE(dump_of(folder / cat("out", version)) == dump_of(folder / "whole"));
+    REQUIRE(count(folder / cat("out", version), "SELECT count(*) FROM caches") == count(parts[0], "SELECT count(*) FROM caches"));
+    REQUIRE(count(half, "PRAGMA user_version") == version);  // the input stays what it was
+    REQUIRE(merge_stores(half, {parts[0]}).written);         // an older OUT becomes one of this version
+    REQUIRE(count(half, "PRAGMA user_version") == kSchemaVersion);
+    REQUIRE(dump_of(half) == dump_of(folder / "whole"));
+  }
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path())) REQUIRE(entry.path().string().find(".merging") == std::string::npos);
+}
 
 TEST_CASE("shards merged in any order, and repeated, equal the whole", "[unit]") {
   const TempFolder folder;

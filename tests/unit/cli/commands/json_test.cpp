@@ -223,4 +223,11 @@ TEST_CASE("claims stand beside ours with a verdict, and can be chosen by method 
   REQUIRE(kvatlas_run({"claims", "--method", "fp8_kv"}).out.find("reproduced as stated: 0 of 1 published figures (0.0 %)") != std::string::npos);
   REQUIRE(kvatlas_run({"claims", "--method", "nobody"}).code == 2);
   REQUIRE(kvatlas_run({"claims", "--verdict", "typed"}).code == 2);
+  // A store keeps all claims or the old ones, never a part.
+  for (const char* filter : {"--method", "--verdict"}) {
+    const auto run = kvatlas_run({"claims", filter, filter == std::string("--method") ? "fp8_kv" : "consistent", "--db", "none.sqlite"});
+    CAPTURE(run.err);
+    REQUIRE(run.code == 2);
+    REQUIRE(run.err.find(std::string(filter) + " shows a part of the claims, must be left out with --db, which replaces all that the store has") != std::string::npos);
+  }
 }
