@@ -23,9 +23,14 @@ struct QualityRow {
   std::optional<double> ci95_low, ci95_high;
   std::string grade;   // one of M, C, P, F, X
   std::string source;  // the command, the text
+  // The setting: a figure of another one stands beside this, it does not replace it. Empty and 0: not known, or of no meaning.
+  std::string dtype{};         // of the uncompressed cache
+  std::int64_t seed = 0;
+  std::string text_hash{};
+  std::int64_t scored = 0, windows = 0, chunk = 0;
 };
 
-/// Adds rows; a figure that is there already (same model, recipe, weights, metric, context, protocol) is replaced.
+/// Adds rows; a figure that is there already (same model, recipe, weights, metric, context, protocol and setting) is replaced.
 /// throws IoError as Store does
 void store_quality(const std::filesystem::path& path, std::span<const QualityRow> rows);
 

@@ -102,7 +102,25 @@ ALTER TABLE claims ADD COLUMN ours_if REAL;
 ALTER TABLE claims ADD COLUMN change TEXT;
 )";
 
-constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3};
+// Version 4: figures of quality under other settings stand beside each other. What an older store does not say is empty or 0, so that
+// every key compares.
+constexpr const char* kVersion4 = R"(
+CREATE TABLE quality4(
+  id INTEGER PRIMARY KEY, model TEXT NOT NULL, recipe TEXT NOT NULL, quality_model TEXT NOT NULL, metric TEXT NOT NULL,
+  value REAL NOT NULL, retained REAL, context INTEGER, protocol TEXT NOT NULL, n INTEGER, ci95_low REAL, ci95_high REAL,
+  grade TEXT NOT NULL CHECK(grade IN ('M', 'C', 'P', 'F', 'X')), source TEXT NOT NULL, provenance TEXT NOT NULL,
+  dtype TEXT NOT NULL DEFAULT '', seed INTEGER NOT NULL DEFAULT 0, text_hash TEXT NOT NULL DEFAULT '',
+  scored INTEGER NOT NULL DEFAULT 0, windows INTEGER NOT NULL DEFAULT 0, chunk INTEGER NOT NULL DEFAULT 0,
+  UNIQUE(model, recipe, quality_model, metric, context, protocol, dtype, seed, text_hash, scored, windows, chunk)) STRICT;
+INSERT INTO quality4(id, model, recipe, quality_model, metric, value, retained, context, protocol, n, ci95_low, ci95_high, grade, source,
+  provenance)
+SELECT id, model, recipe, quality_model, metric, value, retained, context, protocol, n, ci95_low, ci95_high, grade, source, provenance
+FROM quality;
+DROP TABLE quality;
+ALTER TABLE quality4 RENAME TO quality;
+)";
+
+constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3, kVersion4};
 static_assert(std::size(kMigrations) == kSchemaVersion);
 
 }  // namespace

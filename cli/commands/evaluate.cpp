@@ -1,13 +1,17 @@
 // evaluate: quality through the compressed cache, on a model's weights or on captured queries, keys and values.
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <ostream>
 
 #include "cli/commands/command.hpp"
 #include "cli/commands/support/evaluation.hpp"
 #include "cli/commands/support/evaluation_rows.hpp"
 #include "cli/commands/support/options.hpp"
+#include "cli/commands/support/same_model.hpp"
+#include "cli/commands/support/warnings.hpp"
 #include "core/io/safetensors.hpp"
+#include "core/parallel.hpp"
 #include "models/evaluation/tasks.hpp"
 #include "models/registry.hpp"
 
@@ -32,7 +36,7 @@ const Usage& evaluate_usage() {
                         Option::integer("probes", 1, 4096, "tokens decoded in each captured prompt", "32"),
                         Option::text("trained", "FILE", "safetensors of trained parts, where a method needs them"),
                         Option::text("db", "FILE", "store that the figures join; `recommend --db` reads them there"),
-                        Option::text("model", "M", "model of the zoo that the weights are: the name of the figures in --db"),
+                        Option::text("model", "M", "model of the zoo, or config.json, that the weights are: the name of the figures in --db"),
                         Option::text("against", "FILE", "JSON of another run: how well its ranking of methods agrees with this one"),
                         Option::integer("seed", 0, 2147483647, "seed of the bootstrap, of tasks and of methods that draw", "0")}}),
       .note = "`full` is always scored; intervals are 95% of a paired bootstrap against it. `tied`: the change is below what a\n"
@@ -55,17 +59,44 @@ std::vector<std::string> parse_tasks(const Parsed& p) {
   return tasks;
 }
 
-Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const OpenInputs& inputs, EvaluationRun& run) {
+/// The row of the recipe that ran; where that is not the one asked for, a note says so.
+Json row_of(const EvaluationRun& run, const Recipe& asked, const std::string& ran) {
+  if (ran.empty() || ran == asked.canonical()) return empty_row(run, asked);
+  Json row = empty_row(run, Recipe::parse(ran));
+  add_note(row, cat("asked: ", asked.canonical(), "; layers with a window stay plain, the method refuses them"));
+  return row;
+}
+
+/// Options that say nothing in the other way of evaluating are mistakes.
+void refuse_idle_options(const Parsed& p) {
+  if (p.has("capture")) {
+    for (const char* option : {"text", "tasks", "trials", "protocol", "context", "windows", "scored", "chunk"})
+      if (p.given(option)) throw UsageError(cat("--", option, " says nothing about captured rows, it goes with --weights"));
+  } else if (p.given("probes")) {
+    throw UsageError("--probes says nothing about weights, it goes with --capture");
+  }
+}
+
+Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const OpenInputs& inputs, const models::Model* record, EvaluationRun& run) {
+  if (p.has("threads")) set_threads(static_cast<int>(p.integer("threads")));
   const models::CapturedSet set = models::read_captures(p.text("capture"), run.dtype);
   run.quality_model = set.model;
-  run.protocol = "captured";
+  run.text_hash = set.text_hash;
   run.grade = "C";
+  run.scored = p.integer("probes");
+  run.windows = static_cast<std::int64_t>(set.prompts.size());
   for (const models::CapturedPrompt& prompt : set.prompts) run.context = std::max(run.context, prompt.tokens);
+  if (record != nullptr) {
+    if (const auto why = why_not_same(*record, set)) throw IoError(cat(p.text("capture"), ": ", *why));
+    run.trained_context = record->trained_context;
+  }
   Json rows = Json::array();
   for (const Recipe& recipe : recipes) {
     Json row = empty_row(run, recipe);
     try {
-      fill_captured(row, models::score_captured(set, recipe, inputs, p.integer("probes")));
+      const models::CapturedScore score = models::score_captured(set, recipe, inputs, p.integer("probes"));
+      row = row_of(run, recipe, score.label);
+      fill_captured(row, score);
     } catch (const Error& e) {
       row["failure"] = e.what();
     }
@@ -74,7 +105,8 @@ Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const
   return rows;
 }
 
-Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Recipe>& recipes, OpenInputs inputs, TensorMap& trained, EvaluationRun& run) {
+Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Recipe>& recipes, OpenInputs inputs, TensorMap& trained, const models::Model* record,
+                      EvaluationRun& run) {
   const std::vector<std::string> tasks = parse_tasks(p);
   const std::string text = read_text_file(p.text("text"));
   run.text_hash = models::text_hash(text);
@@ -83,6 +115,17 @@ Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Reci
   run.protocol = p.text("protocol");
   run.grade = "M";
   run.context = p.integer("context");
+  run.scored = p.integer("scored");
+  run.windows = p.integer("windows");
+  run.chunk = run.protocol == "b" ? p.integer("chunk") : 0;
+  if (record != nullptr)
+    if (const auto why = why_not_same(*record, model.transformer.model())) throw IoError(cat(p.text("weights"), ": ", *why));
+  run.trained_context = model.transformer.model().trained_context;
+  if (run.trained_context && run.context > run.trained_context->value) {
+    Warnings warnings;
+    warnings.add(cat("context ", run.context, " is beyond the ", run.trained_context->value, " tokens that the model was trained on"));
+    warnings.print(io, "evaluate");
+  }
   CacheShape shape = model.transformer.model().cache;
   shape.dtype = run.dtype;
   const auto progress = progress_on(io);
@@ -131,8 +174,7 @@ Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Reci
   for (std::size_t i = 0; i < read.size(); ++i) {
     const Recipe plain = Recipe::parse("full");
     const Recipe& recipe = i == 0 ? plain : *of_candidate[i - 1];
-    Json row = empty_row(run, recipe);
-    if (read[i].label != recipe.canonical()) row["note"] = cat("layers with a window stay plain: ", read[i].label);
+    Json row = row_of(run, recipe, i == 0 ? "full" : read[i].label);
     if (read[i].failure) {
       row["failure"] = *read[i].failure;
     } else {
@@ -156,6 +198,7 @@ int run_evaluate(const Arguments& args, const Streams& io) {
   const Parsed& p = *parsed;
   if (p.has("capture") == p.has("weights")) throw UsageError("give either --weights and --text, or --capture");
   if (p.has("weights") && !p.has("text")) throw UsageError("--text is missing");
+  refuse_idle_options(p);
   std::vector<Recipe> recipes;
   for (const std::string& m : p.list("method")) recipes.push_back(Recipe::parse(m));
   if (recipes.empty()) throw UsageError("--method is missing");
@@ -171,12 +214,13 @@ int run_evaluate(const Arguments& args, const Streams& io) {
   run.seed = p.integer("seed");
   run.dtype = dtype_option(p);
   const OpenInputs inputs{.trained = trained.empty() ? nullptr : &trained, .seed = static_cast<std::uint64_t>(run.seed)};
-  const std::string model = p.has("model") ? models::find_model(p.text("model")).slug : "";
-  Json rows = p.has("capture") ? evaluate_capture(p, recipes, inputs, run) : evaluate_weights(p, io, recipes, inputs, trained, run);
+  const std::optional<models::Model> record = p.has("model") ? std::optional(models::load_model(p.text("model"))) : std::nullopt;
+  const models::Model* of = record ? &*record : nullptr;
+  Json rows = p.has("capture") ? evaluate_capture(p, recipes, inputs, of, run) : evaluate_weights(p, io, recipes, inputs, trained, of, run);
   if (p.has("against")) fill_transfer(rows, p.text("against"), {.seed = static_cast<std::uint64_t>(run.seed)});
   if (p.has("db")) {
     const std::string source = run.grade == "C" ? cat("captured rows, ", p.text("capture")) : cat("kvatlas evaluate, text ", run.text_hash, ", seed ", run.seed);
-    sweep::store_quality(p.text("db"), quality_rows(rows, model.empty() ? run.quality_model : model, source));
+    sweep::store_quality(p.text("db"), quality_rows(rows, run, record ? record->slug : run.quality_model, source));
   }
   if (p.json())
     print(io, rows);

@@ -4,10 +4,12 @@
 #include <charconv>
 #include <cmath>
 #include <numeric>
+#include <set>
 
 #include "core/errors.hpp"
 #include "core/io/safetensors.hpp"
 #include "models/evaluation/session.hpp"
+#include "models/files/printable.hpp"
 
 namespace kvatlas::models {
 
@@ -33,6 +35,29 @@ double number_in(const io::SafeTensors& file, const char* key, double absent, co
   const auto [stop, error] = std::from_chars(at->second.data(), end, value);
   if (error != std::errc() || stop != end || !std::isfinite(value)) throw IoError(cat(where, ": metadata ", key, " is \"", at->second, "\", must be a number"));
   return value;
+}
+
+/// Methods that keep or study keys before RoPE, or turn kept keys to other positions: on keys that are rotated already, and whose
+/// rotation is not known, they would compute something else without a word.
+struct NeedsRotation {
+  std::string_view slug, param;  // no param: always
+  int fine = 0;                  // the value of param at which the method takes keys as they come
+};
+constexpr NeedsRotation kNeedRotation[]{{"commvq", "", 0}, {"double_sparse", "statistic", 2}, {"finch", "rerotate", 0}, {"fireq", "", 0}, {"freqkv", "", 0},
+                                        {"key_rerotation", "", 0}, {"kvquant", "", 0}, {"rotatekv", "", 0}, {"streaming_llm", "positions", 1}, {"xkv", "", 0}};
+
+void refuse_lost_rotation(const Recipe& recipe) {
+  for (const Rule& rule : recipe.rules()) {
+    const Method& m = *rule.key.method;
+    for (const NeedsRotation& n : kNeedRotation) {
+      if (n.slug != m.slug) continue;
+      const auto at = std::ranges::find_if(m.params, [&](const ParamSpec& s) { return n.param == s.name; });
+      if (at == m.params.end()) throw Unsupported(cat(m.slug, " works on keys before RoPE, captured keys are rotated already; give it --weights"));
+      const auto value = static_cast<int>(rule.key.row[static_cast<std::size_t>(at - m.params.begin())]);
+      if (value != n.fine)
+        throw Unsupported(cat(m.slug, " rotates keys itself, captured keys are rotated already; set ", n.param, "=", at->choices.empty() ? cat(n.fine) : std::string(at->choices[static_cast<std::size_t>(n.fine)]), " or give it --weights"));
+    }
+  }
 }
 
 /// A file's q, k, v, checked against each other.
@@ -101,12 +126,15 @@ CapturedSet read_captures(const std::filesystem::path& folder, Dtype dtype) {
   std::ranges::sort(paths);
   CapturedSet set{.model = folder.filename().string(), .prompts = {}};
   std::map<std::string, CapturedPrompt> prompts;
+  std::set<std::string> texts;
   for (const std::filesystem::path& path : paths) {
     const io::SafeTensors file = io::read_safetensors(path.string());
     const std::string where = path.string();
-    if (const auto rope = file.metadata.find("rope"); rope != file.metadata.end() && rope->second != "after")
-      throw IoError(cat(where, ": metadata rope is \"", rope->second, "\", must be after: without the model its rotation is not known"));
+    const auto rope = file.metadata.find("rope");
+    if (rope == file.metadata.end()) throw IoError(cat(where, ": metadata rope is missing, must be after: whether keys are rotated cannot be seen"));
+    if (rope->second != "after") throw IoError(cat(where, ": metadata rope is ", printable(rope->second), ", must be after: without the model its rotation is not known"));
     if (const auto model = file.metadata.find("model"); model != file.metadata.end()) set.model = model->second;
+    if (const auto hash = file.metadata.find("text_hash"); hash != file.metadata.end()) texts.insert(hash->second);
     const auto named = file.metadata.find("prompt");
     CapturedPrompt& prompt = prompts[named == file.metadata.end() ? "" : named->second];
     const double index = number_in(file, "layer", static_cast<double>(prompt.layers.size()), where);
@@ -141,13 +169,17 @@ CapturedSet read_captures(const std::filesystem::path& folder, Dtype dtype) {
     if (prompt.tokens < 2) throw IoError(cat(folder.string(), " holds a prompt of ", prompt.tokens, " token, must have at least 2"));
     set.prompts.push_back(std::move(prompt));
   }
+  if (texts.size() == 1) set.text_hash = *texts.begin();
   return set;
 }
 
 CapturedScore score_captured(const CapturedSet& set, const Recipe& recipe, const OpenInputs& inputs, std::int64_t probes) {
+  refuse_lost_rotation(recipe);
   CapturedScore score;
   for (const CapturedPrompt& prompt : set.prompts) {
-    const auto cache = candidate_of(recipe, prompt.shape, inputs).open();
+    const Candidate candidate = candidate_of(recipe, prompt.shape, inputs);
+    const auto cache = candidate.open();
+    score.label = candidate.label;
     PlainAttention plain(prompt.shape);
     const std::int64_t decoded = std::min(probes, prompt.tokens - 1), compressed = prompt.tokens - decoded;
     std::map<int, std::pair<double, double>> sums;  // by layer: squares of the difference and of the exact outputs
@@ -175,7 +207,10 @@ CapturedScore score_captured(const CapturedSet& set, const Recipe& recipe, const
     score.stored += count_ledger(cache->buffers()).total();
     score.dense += dense_bytes(prompt.shape, Tokens(compressed));
     for (std::int64_t i = compressed; i < prompt.tokens; ++i) run(i, 1, true);
-    for (const auto& [layer, s] : sums) score.attention_error.push_back(s.second > 0 ? std::sqrt(s.first / s.second) : 0.0);
+    for (const auto& [layer, s] : sums) {
+      score.attention_error.push_back(s.second > 0 ? std::sqrt(s.first / s.second) : 0.0);
+      score.layers.push_back(layer);
+    }
     score.probes += decoded;
   }
   return score;

@@ -2,7 +2,8 @@
 // here under any method without the model's weights.
 //
 // A capture is a folder of safetensors files, each with q [q_heads, tokens, dim], k and v [kv_heads, tokens, dim] of one layer and
-// one prompt; metadata: `rope` ("after": rotated already), `layer`, and optionally `prompt` (a name), `window`, `score_scale`, `model`.
+// one prompt; metadata: `rope` ("after": rotated already), `layer`, and optionally `prompt` (a name), `window`, `score_scale`, `model`,
+// `text_hash`.
 #pragma once
 
 #include <filesystem>
@@ -39,18 +40,21 @@ struct CapturedPrompt {
 struct CapturedSet {
   std::string model;  // what the files say, or the folder's name
   std::vector<CapturedPrompt> prompts;
+  std::string text_hash{};  // of the one text that all files name; empty when they name none, or several
 };
 
-/// throws   IoError: nothing there, a broken file, layers that do not fit together, keys before RoPE
+/// throws   IoError: nothing there, a broken file, layers that do not fit together, keys before RoPE or of unknown rotation
 CapturedSet read_captures(const std::filesystem::path& folder, Dtype dtype);
 
 /// A recipe on captured rows: the prompt less its last `probes` tokens is compressed, then these are decoded one by one.
 struct CapturedScore {
+  std::string label;                    // the recipe that ran: see candidate_of
   std::vector<double> attention_error;  // by prompt and layer, in order: ||out - exact|| / ||exact|| of the probes
+  std::vector<int> layers;              // the layer of each
   Bytes stored{0}, dense{0};            // of the compressed prompts, summed over prompts
   std::int64_t probes = 0;              // tokens decoded, all prompts
 };
-/// throws   what the recipe's cache throws
+/// throws   Unsupported for methods that work on keys before RoPE or turn them again, and what the recipe's cache throws
 CapturedScore score_captured(const CapturedSet& set, const Recipe& recipe, const OpenInputs& inputs, std::int64_t probes);
 
 }  // namespace kvatlas::models

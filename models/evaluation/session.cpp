@@ -38,13 +38,14 @@ std::vector<TokenId> LoadedModel::encode(std::string_view text) const {
 
 LoadedModel load_weights(const std::filesystem::path& path) {
   WeightFile file = WeightFile::open(path);
-  Architecture architecture = architecture_of(file);
-  std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(file, architecture.model.vocabulary);
-  std::string name = architecture.model.name;
   try {
+    Architecture architecture = architecture_of(file);
+    std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(file, architecture.model.vocabulary);
+    std::string name = architecture.model.name;
     return {.transformer = Transformer(std::move(architecture), WeightSet(std::move(file))), .tokenizer = std::move(tokenizer), .name = std::move(name)};
   } catch (const InvalidArgument& e) {
-    throw IoError(cat(path.string(), ": ", e.what()));  // the file's content, not the caller's request
+    const std::string_view sentence = e.what();
+    throw IoError(sentence.starts_with(path.string()) ? std::string(sentence) : cat(path.string(), ": ", sentence));  // the file's content, not the caller's request
   }
 }
 

@@ -13,6 +13,7 @@ namespace kvatlas::models {
 struct Architecture {
   Model model;  // the layer graph, widths, ties
   float norm_eps = 1e-6F;
+  bool post_norms = false;     // attention and FFN outputs are normed before they join the stream
   bool norm_adds_one = false;  // a stored norm weight w stands for 1 + w
   Activation activation = Activation::silu;
   float embedding_scale = 1.0F;   // multiplies every embedding
@@ -20,8 +21,12 @@ struct Architecture {
 };
 
 /// From the text of a Hugging Face config.json.
-/// throws   InvalidArgument as import_config; Unsupported where `why_not_run` has a sentence
+/// throws   InvalidArgument as import_config; Unsupported for a model type, rope scaling or part that the pass does not know
 Architecture architecture_of_config(std::string_view text, std::string_view origin);
+
+/// From the metadata and tensors of a GGUF file; `origin` is its path.
+/// throws   also IoError for metadata that is missing or out of range
+Architecture architecture_of(const Gguf& file, std::string_view origin);
 
 /// From the metadata of a GGUF file, or from the config.json beside a safetensors file.
 /// throws   also IoError when that is missing or unreadable

@@ -46,7 +46,7 @@ std::string spell(const std::vector<std::int64_t>& shape) {
 
 }  // namespace
 
-TensorNames::TensorNames(const WeightSet& weights) : weights_(weights) {
+TensorNames::TensorNames(const WeightSet& weights, bool post_norms) : weights_(weights), post_norms_(post_norms) {
   if (weights.find("token_embd.weight") != nullptr) {
     gguf_ = true;
     return;
@@ -54,7 +54,6 @@ TensorNames::TensorNames(const WeightSet& weights) : weights_(weights) {
   for (const char* prefix : {"model.", "language_model.model.", "model.language_model.", ""})
     if (weights.find(cat(prefix, "embed_tokens.weight")) != nullptr) {
       prefix_ = prefix;
-      sandwich_norms_ = weights.find(cat(prefix, "layers.0.pre_feedforward_layernorm.weight")) != nullptr;
       return;
     }
   throw InvalidArgument("the weights have no embedding: neither token_embd.weight (GGUF) nor model.embed_tokens.weight (Hugging Face)");
@@ -64,11 +63,8 @@ std::string TensorNames::name(Slot slot, int layer) const {
   const Names n = names_of(slot);
   if (gguf_) return layer < 0 ? std::string(n.gguf) : cat("blk.", layer, ".", n.gguf);
   std::string_view stem = n.hugging_face;
-  if (slot == Slot::ffn_norm && sandwich_norms_) stem = "pre_feedforward_layernorm.weight";
-  if (slot == Slot::post_attention_norm) {
-    if (!sandwich_norms_) return "";
-    stem = "post_attention_layernorm.weight";
-  }
+  if (slot == Slot::ffn_norm && post_norms_) stem = "pre_feedforward_layernorm.weight";
+  if (slot == Slot::post_attention_norm) stem = "post_attention_layernorm.weight";
   if (slot == Slot::head) {
     for (const char* prefix : {"", "language_model.", "model."})
       if (std::string whole = cat(prefix, stem); weights_.find(whole) != nullptr) return whole;
@@ -82,7 +78,20 @@ const SourceTensor& TensorNames::at(Slot slot, int layer, const std::vector<std:
   const SourceTensor* t = weights_.find(called);
   if (t == nullptr) throw InvalidArgument(cat("tensor ", called, " is missing, must be ", spell(shape)));
   if (t->shape != shape) throw InvalidArgument(cat("tensor ", called, " is ", spell(t->shape), ", must be ", spell(shape)));
+  used_.insert(called);
   return *t;
+}
+
+std::string TensorNames::unused(bool tied_head) const {
+  for (const auto& [name, tensor] : weights_.tensors()) {
+    if (used_.contains(name) || name.ends_with("rotary_emb.inv_freq") || name == "rope_freqs.weight") continue;  // the config said it all
+    if (tied_head && name.ends_with("lm_head.weight")) continue;
+    bool tower = false;
+    for (const char* part : {"vision_tower.", "vision_model.", "visual.", "multi_modal_projector.", "audio_tower."})
+      tower = tower || name.starts_with(part) || name.starts_with(cat("model.", part));
+    if (!tower) return name;
+  }
+  return {};
 }
 
 }  // namespace kvatlas::models

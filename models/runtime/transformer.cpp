@@ -5,6 +5,7 @@
 
 #include "core/errors.hpp"
 #include "core/parallel.hpp"
+#include "models/files/printable.hpp"
 #include "models/runtime/tensor_names.hpp"
 
 namespace kvatlas::models {
@@ -60,7 +61,7 @@ void add(std::span<float> to, std::span<const float> what) {
 
 Transformer::Transformer(Architecture architecture, WeightSet weights) : architecture_(std::move(architecture)), weights_(std::move(weights)) {
   const Model& m = architecture_.model;
-  const TensorNames names(weights_);
+  const TensorNames names(weights_, architecture_.post_norms);
   const auto vector = [&](Slot slot, int layer, std::int64_t size) {
     const SourceTensor& t = names.at(slot, layer, {size});
     std::vector<float> v(static_cast<std::size_t>(size));
@@ -68,7 +69,7 @@ Transformer::Transformer(Architecture architecture, WeightSet weights) : archite
     return v;
   };
   const auto norm = [&](Slot slot, int layer, std::int64_t size, bool needed) {
-    if (!needed && !names.has(slot, layer)) return std::vector<float>{};
+    if (!needed) return std::vector<float>{};
     std::vector<float> v = vector(slot, layer, size);
     if (architecture_.norm_adds_one)
       for (float& w : v) w += 1.0F;
@@ -94,8 +95,8 @@ Transformer::Transformer(Architecture architecture, WeightSet weights) : archite
       const bool interleaved = architecture_.interleaved_rows;
       layer.attention_norm = norm(Slot::attention_norm, l, m.hidden, true);
       layer.ffn_norm = norm(Slot::ffn_norm, l, m.hidden, true);
-      layer.post_attention_norm = norm(Slot::post_attention_norm, l, m.hidden, false);
-      layer.post_ffn_norm = norm(Slot::post_ffn_norm, l, m.hidden, false);
+      layer.post_attention_norm = norm(Slot::post_attention_norm, l, m.hidden, architecture_.post_norms);
+      layer.post_ffn_norm = norm(Slot::post_ffn_norm, l, m.hidden, architecture_.post_norms);
       layer.q_norm = norm(Slot::q_norm, l, c.k_dim, m.qk_norm);
       layer.k_norm = norm(Slot::k_norm, l, c.k_dim, m.qk_norm);
       const Part qkv[]{{&names.at(Slot::q, l, {q, m.hidden}), q, interleaved, c.k_dim},
@@ -110,18 +111,20 @@ Transformer::Transformer(Architecture architecture, WeightSet weights) : archite
       }
       const Part out[]{{.tensor = &names.at(Slot::o, l, {m.hidden, o}), .out = m.hidden}};
       layer.o = pack(out, o);
-      if (names.has(Slot::o_bias, l)) layer.o_bias = vector(Slot::o_bias, l, m.hidden);
+      if (std::ranges::any_of(g.matrices, [](const MatMul& w) { return w.name == "o" && w.bias; })) layer.o_bias = vector(Slot::o_bias, l, m.hidden);
       const Part gate_up[]{{.tensor = &names.at(Slot::gate, l, {g.ffn_width, m.hidden}), .out = g.ffn_width},
                            {.tensor = &names.at(Slot::up, l, {g.ffn_width, m.hidden}), .out = g.ffn_width}};
       layer.gate_up = pack(gate_up, m.hidden);
       const Part down[]{{.tensor = &names.at(Slot::down, l, {m.hidden, g.ffn_width}), .out = m.hidden}};
       layer.down = pack(down, g.ffn_width);
     }
+  if (const std::string unused = names.unused(m.tied_embeddings); !unused.empty())
+    throw InvalidArgument(cat("tensor ", printable(unused), " has no place in a ", m.model_type, " decoder; without it the pass would compute another model"));
 }
 
 TensorMap Transformer::output_weights() const {
   TensorMap map;
-  const TensorNames names(weights_);
+  const TensorNames names(weights_, architecture_.post_norms);
   for (int l = 0; l < layers(); ++l) {
     const LayerClass& c = layer_class(l);
     const std::int64_t in = std::int64_t{c.q_heads} * c.v_dim;

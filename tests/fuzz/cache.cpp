@@ -1,4 +1,4 @@
-// Bytes 0 and 1 pick a method and one of its situations; the rest are edits of that cache's saved buffers: what is spoiled must be
+// A method's slug and a newline, a byte that picks one of its situations, and then edits of that cache's saved buffers: what is spoiled must be
 // refused with a sentence, leaving the cache as it was, or be taken and run on.
 #include <algorithm>
 #include <map>
@@ -16,17 +16,27 @@ struct Saved {
   std::vector<NamedBuffer> buffers;
 };
 
-const Saved& saved_cache(std::size_t method, std::uint64_t attempt) {
-  static std::map<std::pair<std::size_t, std::uint64_t>, Saved> known;
-  const auto found = known.find({method, attempt});
+/// By name, so that a new method re-aims no input. A name that a fuzzer has spoiled picks some method as well.
+const Method& method_named(std::string_view slug) {
+  static const std::vector<const Method*> methods = test::cached_methods();
+  for (const Method* m : methods)
+    if (m->slug == slug) return *m;
+  std::size_t sum = 0;
+  for (const char c : slug) sum = sum * 31 + static_cast<unsigned char>(c);
+  return *methods[sum % methods.size()];
+}
+
+const Saved& saved_cache(const Method& method, std::uint64_t attempt) {
+  static std::map<std::pair<const Method*, std::uint64_t>, Saved> known;
+  const auto found = known.find({&method, attempt});
   if (found != known.end()) return found->second;
-  Saved made{.scenario = test::draw(*test::cached_methods()[method], attempt + 910000), .buffers = {}};
+  Saved made{.scenario = test::draw(method, attempt + 910000), .buffers = {}};
   made.scenario.prompt = made.scenario.chunk = std::min<std::int64_t>(made.scenario.prompt + 20, 64);
   const auto cache = test::open_cache(made.scenario);
   test::run_prompt(*cache, made.scenario);
   test::run_decode(*cache, made.scenario, 0, 2);
   made.buffers = cache->buffers();
-  return known.emplace(std::pair{method, attempt}, std::move(made)).first->second;
+  return known.emplace(std::pair{&method, attempt}, std::move(made)).first->second;
 }
 
 /// Four bytes an edit: what, which buffer, where, value.
@@ -52,10 +62,14 @@ void edit(std::vector<NamedBuffer>& buffers, std::span<const std::byte> four) {
 }  // namespace
 
 void fuzz_cache(std::span<const std::byte> data) {
-  if (data.size() < 2) return;
-  const Saved& saved = saved_cache(static_cast<std::size_t>(data[0]) % test::cached_methods().size(), static_cast<std::uint64_t>(data[1]) % 2);
+  constexpr std::size_t kLongest = 64;
+  const std::string_view text = text_of(data.first(std::min(data.size(), kLongest)));
+  const std::size_t end = text.find('\n');
+  if (end == std::string_view::npos || end + 1 >= data.size()) return;
+  const Saved& saved = saved_cache(method_named(text.substr(0, end)), static_cast<std::uint64_t>(data[end + 1]) % 2);
+  data = data.subspan(end + 2);
   std::vector<NamedBuffer> buffers = saved.buffers;
-  for (std::size_t i = 2; i + 4 <= data.size() && i < 66; i += 4) edit(buffers, data.subspan(i, 4));
+  for (std::size_t i = 0; i + 4 <= data.size() && i < 64; i += 4) edit(buffers, data.subspan(i, 4));
   const auto fresh = test::open_cache(saved.scenario);
   const std::uint64_t before = test::digest(fresh->buffers());
   try {

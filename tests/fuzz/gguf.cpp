@@ -1,8 +1,10 @@
+// GGUF files: the container, its metadata, tokenizer, tensors, and the decoder that it describes.
 #include "models/files/gguf.hpp"
 
 #include <algorithm>
 
 #include "core/errors.hpp"
+#include "models/runtime/architecture.hpp"
 #include "models/tokenizer/tokenizer.hpp"
 #include "tests/fuzz/targets.hpp"
 
@@ -46,6 +48,10 @@ void fuzz_gguf(std::span<const std::byte> data) {
     quietly([&] { file.integers(value.key); });
     quietly([&] { file.numbers(value.key); });
   }
+  quietly([&] {
+    const models::Architecture a = models::architecture_of(file, "file");
+    require(a.norm_eps > 0.0F && a.norm_eps <= 1.0F, "a norm's epsilon is positive");
+  });
   quietly([&] {
     const auto tokenizer = models::load_tokenizer(file);
     const std::string_view text = text_of(data.subspan(0, std::min<std::size_t>(data.size(), 300)));

@@ -4,6 +4,7 @@
 usage: make_seeds.py [FOLDER]
 """
 import json
+import re
 import struct
 import sys
 from pathlib import Path
@@ -47,7 +48,16 @@ def gguf_seeds():
              "tokenizer.ggml.token_type": numbers(5, "i", [2, 3, 3, 6, 1, 1, 1, 1, 4])}
     rank = {"tokenizer.ggml.model": (8, text(b"gpt2")), "tokenizer.ggml.pre": (8, text(b"smollm")), "tokenizer.ggml.tokens": texts(["a", "b", "ab", "\u0120", "<e>"]),
             "tokenizer.ggml.token_type": numbers(5, "i", [1, 1, 1, 1, 3]), "tokenizer.ggml.merges": texts(["a b"])}
-    return {"kinds": gguf(every, {}), "tensors": gguf({"general.alignment": (4, b"\x20\0\0\0")}, {f"t{k}": ([width.get(k, 32), 2], k, b"\x11" * 2 * n) for k, n in blocks.items()}),
+    def decoder(arch, **changed):
+        keys = {"embedding_length": (4, 32), "feed_forward_length": (4, 48), "block_count": (4, 2), "attention.head_count": (4, 4), "attention.head_count_kv": (4, 2),
+                "attention.key_length": (4, 8), "attention.value_length": (4, 8), "context_length": (4, 64), "attention.layer_norm_rms_epsilon": (6, 1e-5), "rope.freq_base": (6, 1e4), **changed}
+        metadata = {"general.architecture": (8, text(arch.encode())), "general.name": (8, text(b"a\xff\xfe"))}
+        metadata.update({f"{arch}.{key}": (kind, struct.pack({4: "<I", 6: "<f", 11: "<q"}[kind], value)) for key, (kind, value) in keys.items()})
+        return gguf(metadata, {"token_embd.weight": ([32, 3], 1, b"\0" * 192), "rope_freqs.weight": ([4], 0, struct.pack("<4f", 1, 1, 1, 8))} if arch == "llama" else {"token_embd.weight": ([32, 3], 1, b"\0" * 192)})
+    decoders = {"decoder_llama": decoder("llama"), "decoder_gemma3": decoder("gemma3", **{"attention.sliding_window": (4, 16)}), "decoder_no_heads": decoder("qwen3", **{"attention.head_count": (4, 0)}),
+                "decoder_overflow": decoder("qwen2", **{"embedding_length": (11, -2**63), "attention.head_count": (11, -1)}), "decoder_eps": decoder("qwen2", **{"attention.layer_norm_rms_epsilon": (6, float("nan"))}),
+                "decoder_base": decoder("qwen3", **{"rope.freq_base": (6, float("inf"))})}
+    return {**decoders, "kinds": gguf(every, {}), "tensors": gguf({"general.alignment": (4, b"\x20\0\0\0")}, {f"t{k}": ([width.get(k, 32), 2], k, b"\x11" * 2 * n) for k, n in blocks.items()}),
             "scalar": gguf({}, {"s": ([], 0, b"1234")}, 2), "score": gguf(score, {}), "rank": gguf(rank, {})}
 
 
@@ -93,9 +103,21 @@ def spec_seeds():
     return {"small": json.dumps(small).encode(), **{p.stem: p.read_bytes() for p in sorted((ROOT / "sweeps/examples").glob("*.json"))}}
 
 
+def cached_methods():
+    """Slugs of the methods that open a cache, out of their records."""
+    slugs = []
+    for source in sorted((ROOT / "reference").rglob("*.cpp")):
+        for record in re.split(r"constinit const Method ", source.read_text(encoding="utf-8"))[1:]:
+            slug = re.search(r'\.slug = "(\w+)"', record)
+            if slug and re.search(r"\.open = (?!nullptr)", record):
+                slugs.append(slug.group(1))
+    return sorted(slugs)
+
+
 def cache_seeds():
     edits = [b"", bytes([0, 0, 128, 255]), bytes([1, 1, 100, 0]), bytes([2, 2, 7, 40]), bytes([3, 1, 0, 2]), bytes([4, 3, 0, 255, 4, 2, 0, 127]), bytes([5, 1, 0, 2])]
-    return {f"{method:03}": bytes([method, method % 2]) + edits[method % 7] for method in range(0, 126)}
+    pick = {slug: sum(slug.encode()) for slug in cached_methods()}  # of the name alone: a new method changes no other input
+    return {slug: slug.encode() + b"\n" + bytes([n % 2]) + edits[n % 7] for slug, n in pick.items()}
 
 
 def main(folder: Path) -> None:

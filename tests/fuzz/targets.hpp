@@ -10,7 +10,7 @@
 
 namespace kvatlas::fuzz {
 
-void fuzz_gguf(std::span<const std::byte> data);         // GGUF files and the tokenizers that they describe
+void fuzz_gguf(std::span<const std::byte> data);         // GGUF files, the tokenizers and decoders that they describe
 void fuzz_safetensors(std::span<const std::byte> data);  // safetensors files and indices of shards
 void fuzz_tokenizer(std::span<const std::byte> data);    // texts
 void fuzz_tokenizer_json(std::span<const std::byte> data);

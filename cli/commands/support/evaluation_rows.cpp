@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <ostream>
 
 #include "cli/commands/support/table.hpp"
@@ -15,14 +16,50 @@ namespace {
 
 using models::Estimate;
 
-/// Parameters of the recipe's main method, by name, in their own types.
-Json params_of(const Recipe& recipe) {
+Json params_of(const MethodChoice& choice) {
   Json params = Json::object();
-  const MethodChoice& choice = recipe.rules().back().key;
   for (std::size_t i = 0; i < choice.method->params.size(); ++i)
     params[choice.method->params[i].name] = param_value(choice.method->params[i], choice.row[i]);
   return params;
 }
+
+Json choice_of(const MethodChoice& choice) { return {{"method", choice.method->slug}, {"params", params_of(choice)}}; }
+
+std::string spell_layers(const std::vector<LayerSelector>& layers) {
+  std::string text;
+  for (const LayerSelector& s : layers) {
+    if (!text.empty()) text += ",";
+    switch (s.kind) {
+      case LayerSelector::Kind::all: text += "*"; break;
+      case LayerSelector::Kind::windowed: text += "windowed"; break;
+      case LayerSelector::Kind::global: text += "global"; break;
+      case LayerSelector::Kind::first: text += cat("first", s.a); break;
+      case LayerSelector::Kind::last: text += cat("last", s.a); break;
+      case LayerSelector::Kind::range: text += s.a == s.b ? cat(s.a) : cat(s.a, "-", s.b); break;
+    }
+  }
+  return text;
+}
+
+/// Parameters by name in their own types, of a recipe of one method; of others every rule with its layers and, where they differ, sides.
+Json params_of(const Recipe& recipe) {
+  const Rule& last = recipe.rules().back();
+  if (recipe.rules().size() == 1 && !last.apart() && recipe.sinks().value == 0 && recipe.recent().value == 0) return params_of(last.key);
+  Json rules = Json::array();
+  for (const Rule& rule : recipe.rules()) {
+    Json r{{"layers", spell_layers(rule.layers)}};
+    if (rule.apart()) {
+      r["key"] = choice_of(rule.key);
+      r["value"] = choice_of(rule.value);
+    } else {
+      r.update(choice_of(rule.key));
+    }
+    rules.push_back(std::move(r));
+  }
+  return {{"rules", rules}, {"sinks", recipe.sinks().value}, {"recent", recipe.recent().value}};
+}
+
+Json text_or_nothing(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
 
 Json pair(const Estimate& e) { return Json::array({e.ci95[0], e.ci95[1]}); }
 
@@ -56,15 +93,17 @@ constexpr double kTransfers = 0.6;
 
 Json empty_row(const EvaluationRun& run, const Recipe& recipe) {
   Json row{{"method", recipe.canonical()}, {"params", params_of(recipe)}, {"quality_model", run.quality_model},
-           {"context", run.context}, {"protocol", run.protocol}, {"seed", run.seed}, {"text_hash", run.text_hash},
-           {"dtype", name_of(run.dtype)}};
+           {"context", run.context}, {"protocol", text_or_nothing(run.protocol)}, {"seed", run.seed}, {"text_hash", text_or_nothing(run.text_hash)},
+           {"dtype", name_of(run.dtype)}, {"trained_context", run.trained_context ? Json(run.trained_context->value) : Json(nullptr)}};
   for (const char* key : {"n", "perplexity", "perplexity_full", "delta_perplexity", "kl_mean", "kl_p99", "kl_max", "top1_agreement", "ci95",
-                          "min_detectable", "verdict", "attention_rel_error", "attention_rel_error_by_layer", "retained_mass", "tasks",
+                          "min_detectable", "verdict", "attention_rel_error", "attention_rel_error_by_layer", "layers", "retained_mass", "tasks",
                           "stored_bytes", "dense_bytes", "size_factor", "transfer", "note"})
     row[key] = nullptr;
   row["grade"] = run.grade;
   row["provenance"] = "measured";
   row["failure"] = nullptr;
+  if (run.trained_context && run.context > run.trained_context->value)
+    add_note(row, cat("context ", run.context, " is beyond the ", run.trained_context->value, " tokens that the model was trained on"));
   return row;
 }
 
@@ -84,6 +123,8 @@ void fill_text(Json& row, const models::TextResult& r, const models::TextSummary
   row["verdict"] = baseline ? Json("baseline") : Json(models::name_of(models::verdict_of(s)));
   row["attention_rel_error"] = mean_of(r.attention_error);
   row["attention_rel_error_by_layer"] = r.attention_error;
+  row["layers"] = Json::array();
+  for (std::size_t l = 0; l < r.attention_error.size(); ++l) row["layers"].push_back(l);
   fill_bytes(row, r.stored, r.dense);
 }
 
@@ -107,8 +148,18 @@ void fill_tasks(Json& row, const models::TaskResults& r, const models::Bootstrap
 void fill_captured(Json& row, const models::CapturedScore& score) {
   row["n"] = score.probes;
   row["attention_rel_error"] = mean_of(score.attention_error);
-  row["attention_rel_error_by_layer"] = score.attention_error;
+  std::map<int, std::vector<double>> by_layer;  // of all prompts
+  for (std::size_t i = 0; i < score.layers.size(); ++i) by_layer[score.layers[i]].push_back(score.attention_error[i]);
+  row["attention_rel_error_by_layer"] = row["layers"] = Json::array();
+  for (const auto& [layer, errors] : by_layer) {
+    row["attention_rel_error_by_layer"].push_back(mean_of(errors));
+    row["layers"].push_back(layer);
+  }
   fill_bytes(row, score.stored, score.dense);
+}
+
+void add_note(Json& row, const std::string& sentence) {
+  row["note"] = row["note"].is_string() ? cat(row["note"].get<std::string>(), "; ", sentence) : sentence;
 }
 
 void fill_transfer(Json& rows, const std::string& other_file, const models::Bootstrap& bootstrap) {
@@ -136,14 +187,15 @@ void fill_transfer(Json& rows, const std::string& other_file, const models::Boot
   for (Json& r : rows) r["transfer"] = transfer;
 }
 
-std::vector<sweep::QualityRow> quality_rows(const Json& rows, const std::string& model, const std::string& source) {
+std::vector<sweep::QualityRow> quality_rows(const Json& rows, const EvaluationRun& run, const std::string& model, const std::string& source) {
   std::vector<sweep::QualityRow> out;
   const Json& full = rows.at(0);
   for (const Json& r : rows) {
     if (r.at("failure").is_string()) continue;
     sweep::QualityRow q{.model = model, .recipe = r.at("method").get<std::string>(), .quality_model = r.at("quality_model").get<std::string>(), .metric = "",
-                        .retained = {}, .context = r.at("context").get<std::int64_t>(), .protocol = r.at("protocol").get<std::string>(),
-                        .n = r.at("n").get<std::int64_t>(), .ci95_low = {}, .ci95_high = {}, .grade = r.at("grade").get<std::string>(), .source = source};
+                        .retained = {}, .context = r.at("context").get<std::int64_t>(), .protocol = run.protocol.empty() ? "captured" : run.protocol,
+                        .n = r.at("n").get<std::int64_t>(), .ci95_low = {}, .ci95_high = {}, .grade = r.at("grade").get<std::string>(), .source = source, .dtype = name_of(run.dtype), .seed = run.seed, .text_hash = run.text_hash,
+                        .scored = run.scored, .windows = run.windows, .chunk = run.chunk};
     const auto add = [&](const std::string& metric, const Json& value, const Json& interval, std::optional<double> retained) {
       if (!value.is_number()) return;
       q.metric = metric;
@@ -172,7 +224,7 @@ std::vector<sweep::QualityRow> quality_rows(const Json& rows, const std::string&
 }
 
 void print_rows(const Streams& io, const Json& rows, const EvaluationRun& run) {
-  io.out << run.quality_model << ", context " << run.context << ", " << name_of(run.dtype) << ", protocol " << run.protocol << ", grade " << run.grade << "\n\n";
+  io.out << run.quality_model << ", context " << run.context << ", " << name_of(run.dtype) << ", protocol " << (run.protocol.empty() ? "captured" : run.protocol) << ", grade " << run.grade << "\n\n";
   Table table({{"method"}, {"size", Align::right}, {"perplexity", Align::right}, {"change", Align::right}, {"+-", Align::right},
                {"KL mean", Align::right}, {"KL p99", Align::right}, {"top-1", Align::right}, {"attn err", Align::right}, {"verdict"}});
   for (const Json& r : rows) {

@@ -1,6 +1,7 @@
 // The rows of `evaluate`: one JSON object a method with every key of the contract, their table, and how rankings of two runs compare.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,12 +17,14 @@ namespace kvatlas::cli {
 
 /// What all rows of a run say.
 struct EvaluationRun {
-  std::string quality_model, text_hash, protocol, grade;
+  std::string quality_model, text_hash, protocol, grade;  // no hash, no protocol: empty
   std::int64_t context = 0, seed = 0;
   Dtype dtype = Dtype::bf16;
+  std::optional<Tokens> trained_context{};
+  std::int64_t scored = 0, windows = 0, chunk = 0;  // of captures: scored tokens of a prompt, prompts, 0
 };
 
-/// A row with every key of the contract; what was not measured is null.
+/// A row with every key of the contract; what was not measured is null. `recipe` is the one that ran.
 Json empty_row(const EvaluationRun& run, const Recipe& recipe);
 void fill_text(Json& row, const models::TextResult& result, const models::TextSummary& summary, bool baseline);
 void fill_tasks(Json& row, const models::TaskResults& result, const models::Bootstrap& bootstrap);
@@ -32,8 +35,11 @@ void fill_captured(Json& row, const models::CapturedScore& score);
 /// throws   IoError when the other file holds no rows of `evaluate`
 void fill_transfer(Json& rows, const std::string& other_file, const models::Bootstrap& bootstrap);
 
+/// Adds a sentence to a row's note.
+void add_note(Json& row, const std::string& sentence);
+
 /// Figures of the rows as a store keeps them.
-std::vector<sweep::QualityRow> quality_rows(const Json& rows, const std::string& model, const std::string& source);
+std::vector<sweep::QualityRow> quality_rows(const Json& rows, const EvaluationRun& run, const std::string& model, const std::string& source);
 
 void print_rows(const Streams& io, const Json& rows, const EvaluationRun& run);
 

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from .pick import KINDS, kind_of
 
 APPLICATION_ID = 0x6B766174  # in the header of every store
-NEWEST_SCHEMA = 3
+NEWEST_SCHEMA = 4
 
 POINT_FIGURES = ("step_s", "low_s", "high_s", "attention_s", "matrix_s", "method_s", "other_s", "tokens_per_s", "speedup",
                  "throughput_gain", "size_factor", "cache_bytes", "peak_bytes", "cache_read_bytes", "energy_j")

@@ -1,3 +1,4 @@
+#include "sweeps/quality.hpp"
 #include "sweeps/store.hpp"
 
 #include <unistd.h>
@@ -162,6 +163,31 @@ TEST_CASE("an older store is migrated when it is written", "[unit]") {
   REQUIRE(dump_of(path) == before);
   Database db(path, Database::Mode::read);
   REQUIRE(db.integer("SELECT count(*) FROM points") == db.integer("SELECT count(*) FROM predictions"));
+}
+
+TEST_CASE("figures of quality under two settings stand beside each other, also in a store of version 3", "[unit]") {
+  const TempFolder folder;
+  const auto path = folder / "a.sqlite";
+  { Store store(path); }
+  {
+    Database db(path, Database::Mode::write);
+    db.exec("DROP TABLE quality; CREATE TABLE quality(id INTEGER PRIMARY KEY, model TEXT NOT NULL, recipe TEXT NOT NULL, quality_model TEXT NOT NULL,"
+            " metric TEXT NOT NULL, value REAL NOT NULL, retained REAL, context INTEGER, protocol TEXT NOT NULL, n INTEGER, ci95_low REAL, ci95_high REAL,"
+            " grade TEXT NOT NULL, source TEXT NOT NULL, provenance TEXT NOT NULL, UNIQUE(model, recipe, quality_model, metric, context, protocol)) STRICT;"
+            "INSERT INTO quality VALUES(7, 'm', 'kivi', 'w', 'perplexity', 3.5, 0.9, 1024, 'a', 256, 3.4, 3.6, 'M', 'a run', 'measured');"
+            "PRAGMA user_version=3");
+  }
+  const auto row = [](double value, const char* hash) {
+    return QualityRow{.model = "m", .recipe = "kivi", .quality_model = "w", .metric = "perplexity", .value = value, .retained = 0.8, .context = 1024, .protocol = "a",
+                      .n = 256, .ci95_low = {}, .ci95_high = {}, .grade = "M", .source = "s", .dtype = "bf16", .seed = 0, .text_hash = hash, .scored = 256, .windows = 1};
+  };
+  store_quality(path, std::vector{row(4, "one"), row(5, "two")});
+  store_quality(path, std::vector{row(6, "two")});
+  Database db(path, Database::Mode::read);
+  CHECK(db.integer("PRAGMA user_version") == kSchemaVersion);
+  CHECK(db.integer("SELECT count(*) FROM quality") == 3);
+  CHECK(db.integer("SELECT count(*) FROM quality WHERE id = 7 AND value = 3.5 AND retained = 0.9 AND text_hash = '' AND dtype = '' AND ci95_low = 3.4") == 1);
+  CHECK(db.integer("SELECT count(*) FROM quality WHERE text_hash = 'two' AND value = 6.0 AND windows = 1") == 1);
 }
 
 TEST_CASE("twin rows that came from outside are made one when the index is built", "[unit]") {

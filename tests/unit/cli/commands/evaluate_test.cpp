@@ -1,4 +1,5 @@
 // capture and evaluate as a user runs them, on a random byte-level model that the test writes.
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "core/errors.hpp"
@@ -46,13 +47,14 @@ struct Model {
       put(at + "mlp.down_proj.weight", {kHidden, kWidth}, 0.3F, 0);
     }
     io::write_safetensors(weights, file);
-    write("config.json", cat(R"({"model_type":"llama","hidden_size":)", kHidden, R"(,"intermediate_size":)", kWidth, R"(,"num_hidden_layers":)", kLayers,
-                             R"(,"num_attention_heads":)", kQueryHeads, R"(,"num_key_value_heads":)", kKvHeads, R"(,"head_dim":)", kHeadDim,
-                             R"(,"vocab_size":)", kVocabulary, R"(,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"torch_dtype":"float32","tie_word_embeddings":true})"));
+    write("config.json", config);
     std::string prose;
     for (int i = 0; i < 80; ++i) prose += cat("The ", i, " ships of the north wind came home with salt and [amber]. ");
     write("text.txt", prose);
   }
+  std::string config = cat(R"({"model_type":"llama","hidden_size":)", kHidden, R"(,"intermediate_size":)", kWidth, R"(,"num_hidden_layers":)", kLayers,
+                             R"(,"num_attention_heads":)", kQueryHeads, R"(,"num_key_value_heads":)", kKvHeads, R"(,"head_dim":)", kHeadDim,
+                             R"(,"vocab_size":)", kVocabulary, R"(,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"torch_dtype":"float32","tie_word_embeddings":true})");
   void write(const char* name, const std::string& content) const { io::write_file(folder.file(name), std::as_bytes(std::span(content))); }
   testing::Run evaluate(cli::Arguments more) const {
     cli::Arguments args{"evaluate", "--weights", weights, "--text", text, "--context", "128", "--scored", "32", "--json"};
@@ -103,7 +105,7 @@ TEST_CASE("figures join a store, and a ranking is held against another run", "[u
   const cli::Arguments methods{"--method", "kivi:bits=4,group_size=16,residual_window=16", "--method", "kivi:bits=2,group_size=16,residual_window=16", "--method",
                                "streaming_llm:sinks=1,recent_window=15"};
   cli::Arguments args = methods;
-  args.insert(args.end(), {"--db", db, "--model", "smollm2-135m"});
+  args.insert(args.end(), {"--db", db, "--model", model.folder.file("config.json")});
   const auto first = model.evaluate(args);
   CAPTURE(first.err);
   REQUIRE(first.code == 0);
@@ -115,10 +117,42 @@ TEST_CASE("figures join a store, and a ranking is held against another run", "[u
   CHECK(rows[1]["transfer"]["methods"] == 3);
   CHECK(rows[1]["transfer"]["kendall_tau"].get<double>() <= 1.0);
   CHECK(rows[1]["transfer"]["verdict"].is_string());
-  const auto recommended = kvatlas_run({"recommend", "--model", "smollm2-135m", "--gpu", "h100-sxm", "--prompt", "1K", "--output", "64", "--concurrency", "4", "--db", db,
+  const auto recommended = kvatlas_run({"recommend", "--model", model.folder.file("config.json"), "--gpu", "h100-sxm", "--prompt", "1K", "--output", "64", "--concurrency", "4", "--db", db,
                                         "--min-quality", "0.01", "--json"});
   CAPTURE(recommended.err);
   CHECK(recommended.code == 0);
+}
+
+TEST_CASE("figures are not stored under the name of a model that was not run", "[unit]") {
+  const Model model;
+  const std::string db = model.folder.file("q.sqlite"), out = model.folder.file("captured");
+  const auto run = model.evaluate({"--method", "full", "--db", db, "--model", "smollm2-135m"});
+  CHECK(run.code == 1);
+  CHECK(run.err == cat("kvatlas evaluate: ", model.weights, ": layers is 2, smollm2-135m has 30; --model must name the model that was run\n"));
+  REQUIRE(kvatlas_run({"capture", "--weights", model.weights, "--text", model.text, "--context", "64", "--out", out}).code == 0);
+  const auto captured = kvatlas_run({"evaluate", "--capture", out, "--method", "full", "--db", db, "--model", "smollm2-135m"});
+  CHECK(captured.code == 1);
+  CHECK(captured.err == cat("kvatlas evaluate: ", out, ": q_heads of layer 0 is 4, smollm2-135m has 9; --model must name the model that was run\n"));
+  CHECK_FALSE(std::filesystem::exists(db));
+  CHECK(kvatlas_run({"evaluate", "--capture", out, "--method", "full", "--db", db, "--model", model.folder.file("config.json")}).code == 0);
+}
+
+TEST_CASE("a context beyond the trained one is said aloud and in the rows, and params hold every rule", "[unit]") {
+  Model model;
+  model.write("config.json", model.config.replace(model.config.find("2048"), 4, "64"));
+  const auto run = model.evaluate({"--method", "layers=0:full;*:kivi:bits=4,group_size=16,residual_window=16"});
+  REQUIRE(run.code == 0);
+  CHECK(run.err.find("context 128 is beyond the 64 tokens that the model was trained on") != std::string::npos);
+  const json rows = run.json();
+  CHECK(rows[1]["trained_context"] == 64);
+  CHECK(rows[1]["note"] == "context 128 is beyond the 64 tokens that the model was trained on");
+  REQUIRE(rows[1]["params"]["rules"].size() == 2);
+  CHECK(rows[1]["params"]["rules"][0]["layers"] == "0");
+  CHECK(rows[1]["params"]["rules"][0]["method"] == "full");
+  CHECK(rows[1]["params"]["rules"][1]["params"]["bits"] == 4);
+  const json sides = model.evaluate({"--method", "k=kivi:bits=4,group_size=16;v=kivi:bits=2,group_size=16"}).json();
+  CHECK(sides[1]["params"]["rules"][0]["key"]["params"]["bits"] == 4);
+  CHECK(sides[1]["params"]["rules"][0]["value"]["params"]["bits"] == 2);
 }
 
 TEST_CASE("capture writes what compress and evaluate --capture take", "[unit]") {
@@ -144,6 +178,14 @@ TEST_CASE("capture writes what compress and evaluate --capture take", "[unit]") 
   CHECK(rows[1]["grade"] == "C");
   CHECK(rows[1]["attention_rel_error"].get<double>() > 0);
   CHECK(rows[1]["perplexity"].is_null());
+  CHECK(rows[1]["protocol"].is_null());
+  CHECK(rows[1]["text_hash"] == run.json()["text_hash"]);
+  CHECK(rows[1]["layers"] == json::parse("[0,1]"));
+  for (const char* option : {"--context", "--windows", "--tasks", "--protocol", "--text"}) {
+    const auto idle = kvatlas_run({"evaluate", "--capture", out, "--method", "full", option, option == std::string("--tasks") ? "all" : option == std::string("--protocol") ? "b" : "32"});
+    CHECK(idle.code == 2);
+    CHECK(idle.err == cat("kvatlas evaluate: ", option, " says nothing about captured rows, it goes with --weights\n"));
+  }
 }
 
 TEST_CASE("wrong commands and files of capture and evaluate get one sentence", "[unit]") {

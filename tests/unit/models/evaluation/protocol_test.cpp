@@ -235,6 +235,23 @@ TEST_CASE("captured rows score a method as exact where it is, and come back from
   CHECK(two.attention_error[1] > 2 * four.attention_error[1]);
   CHECK(two.stored < four.stored);
 
+  CHECK(two.layers == std::vector<int>{0, 2});
+  CHECK(two.label == "windowed:full;*:kivi:group_size=16,residual_window=16");
+  // What keeps windowed layers plain is named as it ran.
+  const CapturedScore around = score_captured(set, Recipe::parse("snapkv:budget=16,observation_window=8"), {}, 8);
+  CHECK(around.label == "windowed:full;*:" + Recipe::parse("snapkv:budget=16,observation_window=8").canonical());
+  CHECK(around.attention_error[0] == 0);
+  // Methods that rotate keys themselves would find them rotated.
+  for (const char* recipe : {"kvquant", "rotatekv", "commvq", "freqkv", "xkv", "fireq", "key_rerotation", "finch", "streaming_llm", "double_sparse", "layers=0:full;*:kvquant"})
+    CHECK_THROWS_AS(score_captured(set, Recipe::parse(recipe), {}, 8), Unsupported);
+  CHECK_THROWS_WITH(score_captured(set, Recipe::parse("streaming_llm"), {}, 8),
+                    "streaming_llm rotates keys itself, captured keys are rotated already; set positions=true or give it --weights");
+  CHECK_NOTHROW(score_captured(set, Recipe::parse("streaming_llm:sinks=1,recent_window=15,positions=true"), {}, 8));
+  io::SafeTensors unsaid = file;
+  unsaid.metadata.erase("rope");
+  io::write_safetensors((folder / "layer0.safetensors").string(), unsaid);
+  CHECK_THROWS_WITH(read_captures(folder, Dtype::bf16), cat((folder / "layer0.safetensors").string(), ": metadata rope is missing, must be after: whether keys are rotated cannot be seen"));
+
   const auto again = fresh_folder("kvatlas_capture_before");
   capture(t, shape, text(20), again, {.before_rope = true});
   CHECK_THROWS_AS(read_captures(again, Dtype::bf16), IoError);

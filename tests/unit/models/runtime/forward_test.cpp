@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <functional>
 
 #include "core/io/file.hpp"
 #include "core/io/safetensors.hpp"
@@ -180,7 +181,17 @@ TEST_CASE("what the pass cannot run is refused in one sentence", "[unit]") {
   CHECK(sentence("{\"model_type\":\"llama\",\"hidden_act\":\"relu\"," + base + "}") == "c.json: hidden_act is \"relu\", must be silu or gelu_pytorch_tanh");
   CHECK(sentence("{\"model_type\":\"mixtral\",\"num_local_experts\":4,\"num_experts_per_tok\":2," + base + "}") ==
         "c.json: layers hold experts; the forward pass runs decoders of attention with keys and values and a gated FFN");
-  CHECK(sentence("[]") == "c.json holds no JSON object, must be a config.json");
+  CHECK(sentence("{\"model_type\":\"granite\",\"residual_multiplier\":0.22," + base + "}") ==
+        "c.json: model_type is \"granite\", must be one of llama, Yi, mistral, qwen2, qwen3, gemma, gemma3, gemma3_text: the forward pass knows no other code");
+  CHECK(sentence("{\"model_type\":\"llama\",\"mlp_bias\":true," + base + "}") ==
+        "c.json: the FFN has biases; the forward pass runs decoders of attention with keys and values and a gated FFN");
+  CHECK(sentence("{\"model_type\":\"llama\",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}," + base + "}") ==
+        "c.json: rope scaling is \"dynamic\"; the forward pass knows linear, yarn and llama3");
+  CHECK(sentence("{\"model_type\":\"llama\",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"longrope\"}}," + base + "}") ==
+        "c.json: rope scaling is \"longrope\"; the forward pass knows linear, yarn and llama3");
+  for (const char* eps : {"\"small\"", "-1e-6", "0", "2.0", "[]"})
+    CHECK(sentence(cat("{\"model_type\":\"llama\",\"rms_norm_eps\":", eps, ",", base, "}")) == cat("c.json: rms_norm_eps is ", std::string_view(eps) == "2.0" ? "2.0" : std::string_view(eps) == "-1e-6" ? "-1e-06" : eps, ", must be a number from 1e-12 to 1"));
+  CHECK(sentence("[]") == "c.json holds array, must hold a JSON object");
 
   const Transformer t = load("llama");
   CHECK_THROWS_WITH(t.embed(std::vector<TokenId>{3, 50}), "token 1 is 50, must be below the vocabulary (50)");
@@ -188,4 +199,36 @@ TEST_CASE("what the pass cannot run is refused in one sentence", "[unit]") {
   wide.model.vocabulary = 51;
   CHECK_THROWS_WITH(Transformer(std::move(wide), WeightSet(WeightFile::open(kFolder / "llama/model.safetensors"))),
                     "tensor model.embed_tokens.weight is [50, 32], must be [51, 32]");
+}
+
+TEST_CASE("a tensor that the pass does not apply and a norm that it misses are refused by name", "[unit]") {
+  const auto changed = [](const char* name, const std::function<void(TensorMap&)>& change) {
+    const Transformer t = load(name);
+    const WeightSet original(WeightFile::open(kFolder / name / "model.safetensors"));
+    TensorMap map;
+    for (const auto& [called, tensor] : original.tensors()) {
+      NamedTensor copy{.dims = tensor.shape, .values = {}};
+      std::int64_t rows = 1;
+      for (std::size_t d = 0; d + 1 < tensor.shape.size(); ++d) rows *= tensor.shape[d];
+      copy.values.resize(static_cast<std::size_t>(rows * tensor.shape.back()));
+      tensor.rows(0, rows, copy.values);
+      map[called] = std::move(copy);
+    }
+    change(map);
+    try {
+      const Transformer again(t.architecture(), WeightSet(std::move(map)));
+    } catch (const InvalidArgument& e) {
+      return std::string(e.what());
+    }
+    return std::string("accepted");
+  };
+  const NamedTensor one{.dims = {1}, .values = {0.0F}};
+  CHECK(changed("llama", [&](TensorMap& m) { m["model.layers.0.mlp.down_proj.bias"] = one; }) ==
+        "tensor \"model.layers.0.mlp.down_proj.bias\" has no place in a llama decoder; without it the pass would compute another model");
+  CHECK(changed("llama", [&](TensorMap& m) { m["model.layers.1.pre_feedforward_layernorm.weight"] = one; }).starts_with("tensor \"model.layers.1.pre_feedforward_layernorm.weight\" has no place"));
+  CHECK(changed("llama", [&](TensorMap& m) { m["model.layers.0.self_attn.rotary_emb.inv_freq"] = m["vision_tower.a"] = one; }) == "accepted");
+  CHECK(changed("gemma3_text", [](TensorMap& m) { m.erase("model.layers.0.pre_feedforward_layernorm.weight"); }) ==
+        "tensor model.layers.0.pre_feedforward_layernorm.weight is missing, must be [32]");
+  CHECK(changed("gemma3_text", [](TensorMap& m) { m.erase("model.layers.2.post_feedforward_layernorm.weight"); }) ==
+        "tensor model.layers.2.post_feedforward_layernorm.weight is missing, must be [32]");
 }
