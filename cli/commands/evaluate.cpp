@@ -27,8 +27,8 @@ const Usage& evaluate_usage() {
                        {Option::text("capture", "DIR", "captured q, k, v instead of weights (see `kvatlas capture`)"),
                         Option::list("method", "M", "method and parameters; give it several times, they share the dense pass"),
                         Option::size("context", 16, 1 << 20, "tokens of the prompt", "1024"),
-                        Option::choice("protocol", {"a", "b"}, "a: compress the prompt, then score token by token; b: compress every chunk", "a"),
-                        Option::size("scored", 8, 1 << 20, "tokens that are scored in a window", "256"),
+                        Option::choice("protocol", {"a", "b"}, "a: compress the prompt, then score token by token; b: compress every chunk (methods that compress once refuse)", "a"),
+                        Option::size("scored", 8, 1 << 20, "tokens that are scored in a window", "768"),
                         Option::integer("windows", 1, 4096, "pieces of the text", "1"),
                         Option::size("chunk", 1, 1 << 20, "tokens of a chunk in protocol b", "512"),
                         Option::text("tasks", "LIST", "retrieval tasks: all, or some of passkey,multi_needle,kv_lookup,copy,few_shot"),
@@ -169,7 +169,7 @@ Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Reci
                                .encode = [&](std::string_view s) { return model.encode(s); }, .progress = progress});
   progress("");
 
-  const models::Bootstrap bootstrap{.seed = static_cast<std::uint64_t>(run.seed)};
+  const models::Bootstrap bootstrap{.seed = static_cast<std::uint64_t>(run.seed), .window = static_cast<std::int64_t>(read[0].scores.size()) / options.windows};
   Json rows = Json::array();
   for (std::size_t i = 0; i < read.size(); ++i) {
     const Recipe plain = Recipe::parse("full");
@@ -179,7 +179,8 @@ Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Reci
       row["failure"] = *read[i].failure;
     } else {
       fill_text(row, read[i], models::summarize(read[i].scores, bootstrap), i == 0);
-      if (i < asked.size() && !asked[i].failure) fill_tasks(row, asked[i], bootstrap);
+      if (i < asked.size() && !asked[i].failure) fill_tasks(row, asked[i]);
+      if (i < asked.size() && asked[i].failure) row["note"] = cat(row.at("note").is_string() ? cat(row.at("note").get<std::string>(), "; ") : std::string(), "tasks: ", *asked[i].failure);
     }
     rows.push_back(std::move(row));
   }

@@ -38,6 +38,11 @@ void Lockstep::for_each(const std::function<void(std::size_t)>& body) {
   });
 }
 
+void Lockstep::fail(std::size_t sequence, const std::string& why) {
+  KV_ASSERT(sequence > 0, "the plain sequence never fails");
+  if (!sequences_[sequence].failure) sequences_[sequence].failure = why;
+}
+
 void Lockstep::prefill(std::span<const TokenId> tokens) {
   KV_ASSERT(position_ == 0, "a prompt starts a text");
   const auto n = static_cast<std::int64_t>(tokens.size());

@@ -27,6 +27,8 @@ class Lockstep {
   std::size_t sequences() const { return sequences_.size(); }
   /// Why a candidate takes no further part: its cache refused a step. Sequence 0 never fails.
   const std::optional<std::string>& failure(std::size_t sequence) const { return sequences_[sequence].failure; }
+  /// Ends a candidate's part from outside, for what it predicted or kept; the first reason stays.
+  void fail(std::size_t sequence, const std::string& why);
 
   /// The whole prompt as one chunk, every layer's q, k, v shared with the plain pass until a method's own attention differs from
   /// it by a bit; then end_prefill. Only at the start of a text.

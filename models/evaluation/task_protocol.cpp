@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "core/errors.hpp"
+#include "models/evaluation/metrics.hpp"
 #include "models/evaluation/tasks.hpp"
-#include "models/runtime/pointwise.hpp"
 
 namespace kvatlas::models {
 
@@ -54,8 +54,14 @@ void read(const Transformer& t, Lockstep& run, const Reading& reading, std::vect
     t.logits(states.view(), logits.view());
     for (std::size_t i = 0; i < run.sequences(); ++i) {
       const std::span<const float> row = std::as_const(logits).view().row(static_cast<std::int64_t>(i));
+      if (run.failure(i)) continue;
+      if (!all_finite(row)) {
+        if (i == 0) throw InvalidArgument(kPlainNotFinite);
+        run.fail(i, cat("logits of an answer's token are not finite behind ", reading.prompt.size(), " tokens of prompt"));
+        continue;
+      }
       Outcome& o = outcomes[i][static_cast<std::size_t>(f.way)];
-      o.log_probability += static_cast<double>(row[static_cast<std::size_t>(f.target)]) - log_sum_exp(row);
+      o.log_probability -= negative_log_likelihood(row, f.target);
       o.tokens += 1;
       o.exact = o.exact && std::ranges::max_element(row) - row.begin() == f.target;
     }
@@ -76,19 +82,23 @@ std::vector<TaskResults> run_tasks(const Transformer& t, const CacheShape& shape
   for (std::size_t i = 0; i < candidates.size(); ++i) results[i + 1].label = candidates[i].label;
   const auto size = static_cast<std::int64_t>(bytes_of_a_token(o) * static_cast<double>(o.context));
   for (const std::string& task : o.tasks) {
-    for (TaskResults& r : results) r.tasks.push_back({.task = task, .exact = {}, .log_probability = {}});
+    for (TaskResults& r : results) r.tasks.push_back({.task = task, .context = {}, .exact = {}, .log_probability = {}});
     for (int trial = 0; trial < o.trials; ++trial) {
       if (o.progress) o.progress(cat(task, " ", trial + 1, "/", o.trials));
       const TaskCase c = make_case(task, o.seed, static_cast<std::uint32_t>(trial), o.filler, size);
       std::vector<TokenId> context = o.encode(c.context);
       if (o.begin) context.insert(context.begin(), *o.begin);
       const std::vector<TokenId> question = o.encode(c.question), answer = o.encode(c.answer);
+      if (question.empty() || answer.empty()) throw InvalidArgument(cat("question \"", c.question, "\" and its answer have ", question.size(), " and ", answer.size(), " tokens, must have at least 1"));
+      const bool twice = !c.second_question.empty();
 
       Reading before{.prompt = context, .fed = {}}, after{.prompt = context, .fed = {}};
       before.prompt.insert(before.prompt.end(), question.begin(), question.end() - 1);  // its last token predicts the answer
       ask(before.fed, {question.back()}, answer, 0);
-      for (const TokenId end : o.encode(kRecordEnd)) before.fed.push_back({.token = end});
-      ask(before.fed, o.encode(c.second_question), o.encode(c.second_answer), 2);
+      if (twice) {
+        for (const TokenId end : o.encode(kRecordEnd)) before.fed.push_back({.token = end});
+        ask(before.fed, o.encode(c.second_question), o.encode(c.second_answer), 2);
+      }
       finish(before.fed);
       ask(after.fed, question, answer, 1);
       finish(after.fed);
@@ -100,12 +110,14 @@ std::vector<TaskResults> run_tasks(const Transformer& t, const CacheShape& shape
         for (std::size_t i = 1; i < results.size(); ++i)
           if (run.failure(i)) results[i].failure = run.failure(i);
       }
-      for (std::size_t i = 0; i < results.size(); ++i)
-        for (std::size_t way = 0; way < kAsked.size(); ++way) {
+      for (std::size_t i = 0; i < results.size(); ++i) {
+        results[i].tasks.back().context.push_back(static_cast<std::int64_t>(context.size() + question.size()));
+        for (std::size_t way = 0; way < kAsked.size() - (twice ? 0 : 1); ++way) {
           const Outcome& outcome = outcomes[i][way];
           results[i].tasks.back().exact[way].push_back(outcome.exact ? 1.0 : 0.0);
           results[i].tasks.back().log_probability[way].push_back(outcome.log_probability / static_cast<double>(std::max<std::int64_t>(1, outcome.tokens)));
         }
+      }
     }
   }
   return results;

@@ -1,7 +1,7 @@
 // Retrieval tasks through compressed caches. Each case is asked three ways:
 //   before  the question is part of the prompt that is compressed: a method may look at it
 //   after   the prompt is compressed first, then the question comes
-//   second  another question on the cache of `before`
+//   second  a question about another record on the cache of `before`; not for tasks of one record, whose answer was just read
 // Every token of an answer is predicted through the compressed cache; the right answer is fed whatever the method would have said,
 // which finds the same exact matches as greedy decoding would.
 #pragma once
@@ -31,7 +31,8 @@ inline constexpr std::array<const char*, 3> kAsked{"before", "after", "second"};
 
 struct TaskResult {
   std::string task;
-  /// By way of asking, one value a trial: 1 where every token of the answer would have been chosen; mean log probability of a token.
+  std::vector<std::int64_t> context;  // tokens of context and question, one value a trial
+  /// By way of asking, one value a trial, none where it is not asked: 1 where every token of the answer would have been chosen; mean log probability of a token.
   std::array<std::vector<double>, 3> exact, log_probability;
 };
 
@@ -42,6 +43,7 @@ struct TaskResults {
 };
 
 /// The first of the results is `full`.
+/// throws   InvalidArgument where the model's own logits are not finite; a method whose logits are not is a failure of that method
 std::vector<TaskResults> run_tasks(const Transformer& transformer, const CacheShape& shape, const std::vector<Candidate>& candidates,
                                    const TaskOptions& options);
 

@@ -18,8 +18,8 @@ constexpr double kLatest = 0.7;  // what an answer needs lies in this share of t
 constexpr std::int64_t kPairBytes = 12;  // of one record of kv_lookup
 
 struct Record {
-  std::string question;  // "[garden:"
-  std::string answer;    // " 48213"
+  std::string question;  // "[garden: "
+  std::string answer;    // "48213"
   std::string text() const { return cat(question, answer, kRecordEnd); }
 };
 
@@ -72,36 +72,39 @@ std::vector<std::string> keys(Draws& draws, std::int64_t count, bool distinct_le
 std::vector<Record> make_records(std::string_view task, Draws& draws, std::int64_t size) {
   std::vector<Record> records;
   if (task == "passkey") {
-    records.push_back({"[pass key:", cat(" ", draws.digits(5))});
+    records.push_back({"[pass key: ", draws.digits(5)});
   } else if (task == "multi_needle") {
     std::vector<std::string_view> words(kWords.begin(), kWords.end());
     for (int i = 0; i < 4; ++i) {
       const std::int64_t at = draws.below(static_cast<std::int64_t>(words.size()));
-      records.push_back({cat("[", words[static_cast<std::size_t>(at)], ":"), cat(" ", draws.digits(5))});
+      records.push_back({cat("[", words[static_cast<std::size_t>(at)], ": "), draws.digits(5)});
       words.erase(words.begin() + at);
     }
   } else if (task == "kv_lookup") {
     const auto room = static_cast<std::int64_t>(kLatest * static_cast<double>(size)) / kPairBytes;
     for (const std::string& key : keys(draws, std::clamp<std::int64_t>(room, 4, 4096), false))
-      records.push_back({cat("[", key, ":"), cat(" ", draws.digits(4))});
+      records.push_back({cat("[", key, ": "), draws.digits(4)});
   } else if (task == "copy") {
-    records.push_back({"[copy:", cat(" ", draws.letters(16 + draws.below(17)))});
+    records.push_back({"[copy: ", draws.letters(16 + draws.below(17))});
   } else {
     const std::int64_t rule = draws.below(4);
-    for (const std::string& key : keys(draws, 10, true)) records.push_back({cat("[", key, " >"), cat(" ", apply_rule(rule, key))});
+    for (const std::string& key : keys(draws, 10, true)) records.push_back({cat("[", key, " > "), apply_rule(rule, key)});
   }
   return records;
 }
 
-/// `size` bytes of prose from the start of a word to a space.
+/// `size` bytes of prose, at most three fewer, from the start of a word to a space; no character of UTF-8 is cut.
 std::string cut_filler(std::string_view text, Draws& draws, std::int64_t size) {
   std::string out;
-  while (static_cast<std::int64_t>(out.size()) < size) {
-    const auto n = static_cast<std::int64_t>(text.size());
-    auto at = static_cast<std::size_t>(n > size + 64 ? draws.below(n - size - 64) : 0);
-    at = std::min(text.find(' ', at) + 1, text.size());  // npos + 1 is 0: a text without spaces is taken from its start
-    out += text.substr(at, static_cast<std::size_t>(size) - out.size());
-    out.back() = ' ';
+  const auto n = static_cast<std::int64_t>(text.size());
+  while (size - static_cast<std::int64_t>(out.size()) > 4) {
+    const auto from = static_cast<std::size_t>(n > size + 64 ? draws.below(n - size - 64) : 0);
+    std::size_t at = text.find(' ', from) + 1;  // npos + 1 is 0: a text without spaces is taken from its start
+    if (at == text.size()) at = 0;              // no word follows its last space
+    std::size_t count = std::min(static_cast<std::size_t>(size) - out.size() - 1, text.size() - at);
+    for (int back = 0; back < 3 && at + count < text.size() && (static_cast<unsigned char>(text[at + count]) & 0xC0) == 0x80; ++back) --count;
+    out += text.substr(at, count);
+    if (out.empty() || out.back() != ' ') out += ' ';
   }
   for (char& c : out) c = c == '[' ? '(' : c == ']' ? ')' : c == '\n' ? ' ' : c;
   return out;
@@ -147,10 +150,10 @@ TaskCase make_case(std::string_view task, std::uint64_t seed, std::uint32_t tria
   for (std::size_t i = 0; i < records.size(); ++i) depths.push_back(draws.uniform() * kLatest);
   std::ranges::sort(depths);
   const auto first = static_cast<std::size_t>(draws.below(static_cast<std::int64_t>(asked.size())));
-  std::size_t second = first;
-  if (asked.size() > 1) second = (first + 1 + static_cast<std::size_t>(draws.below(static_cast<std::int64_t>(asked.size()) - 1))) % asked.size();
+  Record second;
+  if (asked.size() > 1) second = asked[(first + 1 + static_cast<std::size_t>(draws.below(static_cast<std::int64_t>(asked.size()) - 1))) % asked.size()];
   return {.context = at_start ? stated + filler : place(filler, records, depths), .question = asked[first].question,
-          .answer = asked[first].answer, .second_question = asked[second].question, .second_answer = asked[second].answer};
+          .answer = asked[first].answer, .second_question = second.question, .second_answer = second.answer};
 }
 
 }  // namespace kvatlas::models

@@ -1,6 +1,7 @@
 // Retrieval tasks made from a seed: what to remember, filler around it, and two questions whose answers are known.
 //
-// A record is `[key separator answer] `; a question repeats a record up to its answer, so a model that reads on writes it.
+// A record is `[key separator answer] `; a question repeats a record up to its answer and ends with a space, so a model that
+// reads on writes the answer. The format is that of models/embedded/README.md, which the embedded model is trained on.
 //   passkey       [pass key: 48213]  one record of five digits
 //   multi_needle  [garden: 48213]    four words, five digits each
 //   kv_lookup     [qzb: 4821]        keys of three letters fill 0.7 of the context, then filler
@@ -19,8 +20,8 @@ namespace kvatlas::models {
 
 struct TaskCase {
   std::string context;                         // filler and records, ends with a space
-  std::string question, answer;                // question ends behind its separator; the answer starts with a space
-  std::string second_question, second_answer;  // another record of the same context; passkey and copy have one and ask it again
+  std::string question, answer;                // the question ends with the space before the answer
+  std::string second_question, second_answer;  // another record of the same context; empty for passkey and copy, which have one
 };
 
 /// What closes a record behind its answer.
@@ -29,7 +30,7 @@ inline constexpr std::string_view kRecordEnd = "] ";
 std::span<const std::string_view> all_tasks();
 
 /// Case number `trial` of a task, about `size` bytes of context and question.
-/// filler   prose to cut from; brackets in it become round ones
+/// filler   prose in UTF-8 to cut from, between characters; brackets in it become round ones
 /// throws   InvalidArgument for an unknown task (with a suggestion), or a size too small for the task's records
 TaskCase make_case(std::string_view task, std::uint64_t seed, std::uint32_t trial, std::string_view filler, std::int64_t size);
 

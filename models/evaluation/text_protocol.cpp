@@ -21,7 +21,7 @@ void append(States& states, const Array& step, std::int64_t tokens, std::int64_t
   }
 }
 
-void score(const Transformer& t, const States& states, std::span<const TokenId> targets, const Lockstep& run, std::vector<TextResult>& results) {
+void score(const Transformer& t, const States& states, std::span<const TokenId> targets, Lockstep& run, std::vector<TextResult>& results) {
   const auto n = static_cast<std::int64_t>(targets.size());
   const std::size_t before = results[0].scores.size();
   for (TextResult& r : results) r.scores.resize(before + targets.size());
@@ -36,12 +36,22 @@ void score(const Transformer& t, const States& states, std::span<const TokenId> 
     for (std::size_t i = 0; i < results.size(); ++i) {
       if (run.failure(i)) continue;
       const Array own = i == 0 ? full : logits_of(i);
+      if (!all_finite(own.values())) {
+        if (i == 0) throw InvalidArgument(kPlainNotFinite);
+        run.fail(i, cat("logits of scored tokens ", first, " to ", first + count - 1, " are not finite"));
+        continue;
+      }
       parallel_for(count, [&](std::int64_t j) {
         results[i].scores[before + static_cast<std::size_t>(first + j)] =
             score_token(full.view().row(j), own.view().row(j), targets[static_cast<std::size_t>(first + j)]);
       });
     }
   }
+}
+
+/// Whether a cache made its first chunk smaller and holds all that came later whole: what it stores says that it compressed once.
+bool compresses_once(std::int64_t stored_first, std::int64_t stored_all, std::int64_t dense_first, std::int64_t dense_all) {
+  return stored_first < dense_first && stored_all - stored_first >= dense_all - dense_first;
 }
 
 }  // namespace
@@ -73,6 +83,8 @@ std::vector<TextResult> read_text(const Transformer& t, const CacheShape& shape,
       if (o.progress) o.progress(cat("window ", w + 1, "/", o.windows, ": ", what));
     };
     Lockstep run(t, shape, candidates);
+    for (std::size_t i = 1; i < results.size(); ++i)
+      if (results[i].failure) run.fail(i, *results[i].failure);
     States states(run.sequences());
     const auto note_bytes = [&](std::int64_t context) {
       for (std::size_t i = 0; i < results.size(); ++i) {
@@ -94,12 +106,18 @@ std::vector<TextResult> read_text(const Transformer& t, const CacheShape& shape,
     } else {
       const std::int64_t end = o.context + o.scored;
       scored_from = o.chunk;
+      std::vector<std::int64_t> first_chunk(results.size());
       for (std::int64_t first = 0; first < end; first += o.chunk) {
         say(cat("token ", first, "/", end));
         const std::int64_t count = std::min(o.chunk, end - first);
         const Array step = run.step(all.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)), true);
         if (first > 0) append(states, step, count, 0, t.hidden());
+        for (std::size_t i = 1; i < results.size() && first == 0; ++i)
+          if (!run.failure(i)) first_chunk[i] = run.ledger(i).total().value;
       }
+      for (std::size_t i = 1; i < results.size(); ++i)
+        if (!run.failure(i) && compresses_once(first_chunk[i], run.ledger(i).total().value, dense_bytes(shape, Tokens(o.chunk)).value, dense_bytes(shape, Tokens(end)).value))
+          run.fail(i, "compresses only once, behind the first chunk: protocol B needs a method that compresses every chunk, use protocol A");
       note_bytes(end);
     }
     say("logits");

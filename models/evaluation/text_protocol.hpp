@@ -1,6 +1,7 @@
 // Text read through compressed caches, under the two protocols of the quality figures.
 //   A  the prompt is prefilled and compressed; then every token is scored one by one through the compressed cache
-//   B  the text comes in chunks and the cache is compressed after each; every token behind the first chunk is scored
+//   B  the text comes in chunks and the cache is compressed after each; every token behind the first chunk is scored.
+//      A method that compresses once, at the end of its first chunk, and keeps all later chunks whole fails there
 // In A not a single scored prediction comes from the prompt's own pass: the first token that is fed belongs to the scored part.
 #pragma once
 
@@ -19,7 +20,7 @@ enum class Protocol : std::uint8_t { a, b };
 struct TextOptions {
   Protocol protocol = Protocol::a;
   std::int64_t context = 1024;  // prompt of A; tokens of the whole text less `scored` of B
-  std::int64_t scored = 256;    // A: tokens scored in a window; B: joins the context
+  std::int64_t scored = 768;    // A: tokens scored in a window; B: joins the context
   std::int64_t windows = 1;     // pieces of the text, one after another
   std::int64_t chunk = 512;     // of B
   std::optional<TokenId> begin{};  // opens every window where the model wants it
@@ -38,7 +39,7 @@ struct TextResult {
 /// Tokens that a run reads; a shorter text is refused.
 std::int64_t tokens_needed(const TextOptions& options);
 
-/// throws   InvalidArgument for a text too short
+/// throws   InvalidArgument for a text too short, or where the model's own logits are not finite
 std::vector<TextResult> read_text(const Transformer& transformer, const CacheShape& shape, const std::vector<Candidate>& candidates,
                                   std::span<const TokenId> text, const TextOptions& options);
 

@@ -61,7 +61,8 @@ Json params_of(const Recipe& recipe) {
 
 Json text_or_nothing(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
 
-Json pair(const Estimate& e) { return Json::array({e.ci95[0], e.ci95[1]}); }
+Json pair(const Estimate& e) { return e.ci95 ? Json::array({(*e.ci95)[0], (*e.ci95)[1]}) : Json(nullptr); }
+Json detectable(const Estimate& e) { return e.min_detectable ? Json(*e.min_detectable) : Json(nullptr); }
 
 double mean_of(const std::vector<double>& x) {
   double sum = 0;
@@ -79,15 +80,47 @@ std::string spell_json(const Json& value, const char* format = "{:.4g}") {
   return value.is_number() ? fmt::format(fmt::runtime(format), value.get<double>()) : "-";
 }
 
-/// What a row's method is ranked by: smaller is better. Null where it was not measured.
-Json rank_figure(const Json& row) {
-  for (const char* key : {"kl_mean", "attention_rel_error"})
-    if (row.contains(key) && row.at(key).is_number()) return row.at(key);
-  return nullptr;
-}
-
 /// Below this the ranking of one model says little about the other.
 constexpr double kTransfers = 0.6;
+
+/// Where the model itself finds the answer less often than this, what a method retains of it is noise.
+constexpr double kLeastPlain = 0.1;
+
+/// A method that both runs ranked; smaller is better.
+struct Ranked {
+  double here = 0, there = 0;
+  Json params;
+};
+
+/// Methods with `metric` in both runs.
+std::vector<Ranked> in_common(const Json& rows, const Json& other, const char* metric) {
+  const auto has = [&](const Json& r) { return r.contains(metric) && r.at(metric).is_number(); };
+  std::vector<Ranked> common;
+  for (const Json& r : rows)
+    for (const Json& o : other) {
+      if (!o.is_object() || o.value("method", Json()) != r.at("method") || r.at("method") == "full") continue;
+      if (has(r) && has(o)) common.push_back({.here = r.at(metric).get<double>(), .there = o.at(metric).get<double>(), .params = r.at("params")});
+      break;
+    }
+  return common;
+}
+
+/// Leaves the methods that share their value of `param` with another one, and says which group each is of.
+std::vector<std::int64_t> group_by(std::vector<Ranked>& methods, const char* param) {
+  const auto value = [&](const Ranked& m) { return m.params.is_object() ? m.params.value(param, Json()) : Json(); };
+  std::vector<Ranked> kept;
+  std::vector<Json> values;
+  std::vector<std::int64_t> groups;
+  for (const Ranked& m : methods) {
+    const Json own = value(m);
+    if (own.is_null() || std::ranges::count_if(methods, [&](const Ranked& x) { return value(x) == own; }) < 2) continue;
+    groups.push_back(std::ranges::find(values, own) - values.begin());
+    if (groups.back() == static_cast<std::int64_t>(values.size())) values.push_back(own);
+    kept.push_back(m);
+  }
+  methods = std::move(kept);
+  return groups;
+}
 
 }  // namespace
 
@@ -118,9 +151,13 @@ void fill_text(Json& row, const models::TextResult& r, const models::TextSummary
   row["top1_agreement"] = s.top1_agreement.value;
   row["ci95"] = {{"perplexity", pair(s.perplexity)}, {"delta_perplexity", pair(s.delta_perplexity)}, {"kl_mean", pair(s.kl_mean)},
                  {"top1_agreement", pair(s.top1_agreement)}};
-  row["min_detectable"] = {{"delta_perplexity", s.delta_perplexity.min_detectable}, {"kl_mean", s.kl_mean.min_detectable},
-                           {"top1_agreement", s.top1_agreement.min_detectable}};
+  row["min_detectable"] = {{"delta_perplexity", detectable(s.delta_perplexity)}, {"kl_mean", detectable(s.kl_mean)},
+                           {"top1_agreement", detectable(s.top1_agreement)}};
   row["verdict"] = baseline ? Json("baseline") : Json(models::name_of(models::verdict_of(s)));
+  if (s.blocks < models::kLeastBlocks) {
+    const std::string why = cat("no interval: ", s.blocks, " of at least ", models::kLeastBlocks, " blocks of tokens; score more");
+    row["note"] = row.at("note").is_string() ? cat(row.at("note").get<std::string>(), "; ", why) : why;
+  }
   row["attention_rel_error"] = mean_of(r.attention_error);
   row["attention_rel_error_by_layer"] = r.attention_error;
   row["layers"] = Json::array();
@@ -128,13 +165,17 @@ void fill_text(Json& row, const models::TextResult& r, const models::TextSummary
   fill_bytes(row, r.stored, r.dense);
 }
 
-void fill_tasks(Json& row, const models::TaskResults& r, const models::Bootstrap& bootstrap) {
+void fill_tasks(Json& row, const models::TaskResults& r) {
   Json tasks = Json::object();
   for (const models::TaskResult& t : r.tasks) {
-    Json task{{"n", t.exact[0].size()}};
+    Json task{{"n", t.exact[0].size()}, {"context", t.context}};
     Json intervals = Json::object();
     for (std::size_t way = 0; way < models::kAsked.size(); ++way) {
-      const Estimate e = models::mean_of_trials(t.exact[way], bootstrap);
+      if (t.exact[way].empty()) {  // a task of one record has no second question
+        task[models::kAsked[way]] = task[cat(models::kAsked[way], "_log_probability")] = intervals[models::kAsked[way]] = nullptr;
+        continue;
+      }
+      const Estimate e = models::share_of_trials(t.exact[way]);
       task[models::kAsked[way]] = e.value;
       task[cat(models::kAsked[way], "_log_probability")] = mean_of(t.log_probability[way]);
       intervals[models::kAsked[way]] = pair(e);
@@ -167,22 +208,39 @@ void fill_transfer(Json& rows, const std::string& other_file, const models::Boot
   const Json other = Json::parse(reinterpret_cast<const char*>(bytes.data()), reinterpret_cast<const char*>(bytes.data()) + bytes.size(), nullptr, false);
   if (!other.is_array() || other.empty() || !other[0].is_object() || !other[0].contains("method"))
     throw IoError(cat(other_file, " holds no rows, must be what kvatlas evaluate --json prints"));
-  std::vector<double> here, there;
-  for (const Json& r : rows)
-    for (const Json& o : other) {
-      if (!o.is_object() || o.value("method", Json()) != r.at("method") || r.at("method") == "full") continue;
-      const Json a = rank_figure(r), b = rank_figure(o);
-      if (a.is_null() || b.is_null()) continue;
-      here.push_back(a.get<double>());
-      there.push_back(b.get<double>());
+  for (const char* key : {"context", "protocol"})
+    if (const Json here = rows.at(0).at(key), there = other[0].value(key, Json()); here != there)
+      throw InvalidArgument(cat("--against: ", key, " of ", other_file, " is ", there.dump(), ", must be that of this run (", here.dump(), ")"));
+  const char* metric = "kl_mean";
+  std::vector<Ranked> methods = in_common(rows, other, metric);
+  if (methods.empty()) methods = in_common(rows, other, metric = "attention_rel_error");
+  if (methods.empty()) throw InvalidArgument(cat("--against: ", other_file, " ranks no method by the figure that this run ranks it by"));
+  const auto least = static_cast<std::size_t>(models::kLeastRanked);
+  Json transfer{{"quality_model", other[0].value("quality_model", Json())}, {"metric", metric}, {"methods", methods.size()}, {"kendall_tau", nullptr}, {"ci95", nullptr},
+                {"stratified", nullptr}, {"verdict", cat("unknown: fewer than ", least, " methods in common")}};
+  // Cheap methods lose to dear ones on every model: where methods of one size are known, only those are compared.
+  std::vector<std::int64_t> groups;
+  for (const char* param : {"bits", "budget"}) {
+    std::vector<Ranked> alike = methods;
+    groups = group_by(alike, param);
+    if (alike.size() >= least) {
+      methods = std::move(alike);
+      transfer["stratified"] = param;
+      transfer["methods"] = methods.size();
       break;
     }
-  Json transfer{{"quality_model", other[0].value("quality_model", Json())}, {"methods", here.size()}, {"kendall_tau", nullptr}, {"ci95", nullptr}, {"verdict", "unknown: fewer than 3 methods in common"}};
-  if (here.size() >= 3) {
-    const Estimate tau = models::kendall_tau(here, there, bootstrap);
+    groups.clear();
+  }
+  if (methods.size() >= 2) {
+    std::vector<double> here, there;
+    for (const Ranked& m : methods) {
+      here.push_back(m.here);
+      there.push_back(m.there);
+    }
+    const Estimate tau = models::kendall_tau(here, there, bootstrap, groups);
     transfer["kendall_tau"] = tau.value;
     transfer["ci95"] = pair(tau);
-    transfer["verdict"] = tau.value < kTransfers ? "does not transfer" : "transfers";
+    if (tau.ci95) transfer["verdict"] = (*tau.ci95)[0] > kTransfers ? "transfers" : (*tau.ci95)[1] < kTransfers ? "does not transfer" : "undecided";
   }
   for (Json& r : rows) r["transfer"] = transfer;
 }
@@ -216,8 +274,10 @@ std::vector<sweep::QualityRow> quality_rows(const Json& rows, const EvaluationRu
     for (const auto& [name, task] : r.at("tasks").items())
       for (const char* way : models::kAsked) {
         q.n = task.at("n").get<std::int64_t>();
-        const double plain = full.at("tasks").at(name).at(way).get<double>();  // a task that the model itself fails says nothing
-        add(cat(name, ":", way), task.at(way), task.at("ci95").at(way), plain > 0 ? std::optional(task.at(way).get<double>() / plain) : std::nullopt);
+        if (!task.at(way).is_number()) continue;
+        const Json& plain = full.at("tasks").at(name);  // a task that the model itself hardly solves says nothing
+        const bool solved = plain.at("ci95").at(way).at(0).get<double>() >= kLeastPlain;
+        add(cat(name, ":", way), task.at(way), task.at("ci95").at(way), solved ? std::optional(task.at(way).get<double>() / plain.at(way).get<double>()) : std::nullopt);
       }
   }
   return out;
@@ -253,7 +313,8 @@ void print_rows(const Streams& io, const Json& rows, const EvaluationRun& run) {
     if (r.at("note").is_string()) io.out << "\n  " << r.at("method").get<std::string>() << ": " << r.at("note").get<std::string>();
   if (const Json& t = rows.at(0).at("transfer"); t.is_object())
     io.out << "\n  ranking against " << t.at("quality_model").get<std::string>() << ", " << t.at("methods") << " methods: Kendall's tau "
-           << spell_json(t.at("kendall_tau"), "{:.2f}") << ", " << t.at("verdict").get<std::string>();
+           << spell_json(t.at("kendall_tau"), "{:.2f}")
+           << (t.at("stratified").is_string() ? cat(" at equal ", t.at("stratified").get<std::string>()) : std::string(" (not stratified by size)")) << ", " << t.at("verdict").get<std::string>();
   io.out << "\n";
 }
 

@@ -27,12 +27,12 @@ struct EvaluationRun {
 /// A row with every key of the contract; what was not measured is null. `recipe` is the one that ran.
 Json empty_row(const EvaluationRun& run, const Recipe& recipe);
 void fill_text(Json& row, const models::TextResult& result, const models::TextSummary& summary, bool baseline);
-void fill_tasks(Json& row, const models::TaskResults& result, const models::Bootstrap& bootstrap);
+void fill_tasks(Json& row, const models::TaskResults& result);
 void fill_captured(Json& row, const models::CapturedScore& score);
 
 /// Adds to every row how well the ranking of this run's methods agrees with another run's rows: Kendall's tau over the methods that
-/// both ranked, by mean KL where it was measured, else by the error of attention.
-/// throws   IoError when the other file holds no rows of `evaluate`
+/// both ranked, by mean KL where both measured it, else by the error of attention; at equal bits or budget where enough share them.
+/// throws   IoError when the other file holds no rows of `evaluate`; InvalidArgument when its context, protocol or figures differ
 void fill_transfer(Json& rows, const std::string& other_file, const models::Bootstrap& bootstrap);
 
 /// Adds a sentence to a row's note.

@@ -1,4 +1,5 @@
 // capture and evaluate as a user runs them, on a random byte-level model that the test writes.
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -6,6 +7,9 @@
 #include "core/io/file.hpp"
 #include "core/io/safetensors.hpp"
 #include "core/philox.hpp"
+#include "models/registry.hpp"
+#include "reference/compose/recipe.hpp"
+#include "sweeps/recommend.hpp"
 #include "tests/catch.hpp"
 #include "tests/support/program.hpp"
 #include "tests/support/temp_folder.hpp"
@@ -88,15 +92,35 @@ TEST_CASE("evaluate prints a row of the contract for full and every method", "[u
   CHECK(rows[1]["kl_mean"].get<double>() > 0.0);
   CHECK(rows[1]["params"]["bits"] == 4);
   CHECK(rows[1]["size_factor"].get<double>() > 1.5);
-  CHECK(rows[1]["ci95"]["delta_perplexity"].size() == 2);
   CHECK(rows[1]["attention_rel_error_by_layer"].size() == kLayers);
   CHECK(rows[1]["tasks"]["passkey"]["n"] == 2);
+  CHECK(rows[1]["tasks"]["passkey"]["context"].size() == 2);
+  CHECK(rows[1]["tasks"]["passkey"]["second"].is_null());
+  CHECK(rows[1]["tasks"]["copy"]["ci95"]["second"].is_null());
+  // 32 tokens are one block: a figure, but nothing to say how sure it is.
+  CHECK(rows[1]["verdict"] == "unknown");
+  CHECK(rows[1]["ci95"]["kl_mean"].is_null());
+  CHECK(rows[1]["note"] == "no interval: 1 of at least 20 blocks of tokens; score more");
   CHECK(rows[2]["stored_bytes"].get<int>() < rows[0]["stored_bytes"].get<int>() / 2);
   // A method without its trained part says so and does not stop the others.
   CHECK(rows[3]["method"] == "qfilter");
   CHECK(rows[3]["perplexity"].is_null());
   CHECK(rows[3]["failure"].get<std::string>().find("trained") != std::string::npos);
   CHECK(model.evaluate({"--method", "kivi:bits=4,group_size=16,residual_window=16", "--threads", "1"}).json()[1]["kl_mean"] == rows[1]["kl_mean"]);
+}
+
+TEST_CASE("a run of enough blocks has intervals and a verdict", "[unit]") {
+  const Model model;
+  const auto run = kvatlas_run({"evaluate", "--weights", model.weights, "--text", model.text, "--context", "128", "--scored", "640", "--method",
+                                "kivi:bits=4,group_size=16,residual_window=16", "--json"});
+  CAPTURE(run.err);
+  REQUIRE(run.code == 0);
+  const json row = run.json()[1];
+  CHECK(row["n"] == 640);
+  CHECK(row["ci95"]["delta_perplexity"].size() == 2);
+  CHECK(row["min_detectable"]["kl_mean"].get<double>() > 0.0);
+  CHECK(row["verdict"] != "unknown");
+  CHECK(row["note"].is_null());
 }
 
 TEST_CASE("figures join a store, and a ranking is held against another run", "[unit]") {
@@ -109,14 +133,46 @@ TEST_CASE("figures join a store, and a ranking is held against another run", "[u
   const auto first = model.evaluate(args);
   CAPTURE(first.err);
   REQUIRE(first.code == 0);
-  model.write("first.json", first.out);
-  args = methods;
-  args.insert(args.end(), {"--against", model.folder.file("first.json"), "--protocol", "b", "--chunk", "64"});
-  const json rows = model.evaluate(args).json();
-  CHECK(rows[1]["protocol"] == "b");
-  CHECK(rows[1]["transfer"]["methods"] == 3);
-  CHECK(rows[1]["transfer"]["kendall_tau"].get<double>() <= 1.0);
-  CHECK(rows[1]["transfer"]["verdict"].is_string());
+  const json rows = first.json();
+  const sweep::QualityEvidence evidence = sweep::quality_of_store(db);
+  for (std::size_t i = 1; i < rows.size(); ++i) {
+    const auto found = evidence(models::load_model(model.folder.file("config.json")), Recipe::parse(rows[i]["method"].get<std::string>()), "M");
+    REQUIRE(found);
+    CHECK(found->grade == "M");
+    CHECK(found->model == rows[i]["quality_model"]);
+    CHECK(found->value == std::min(1.0, rows[i]["perplexity_full"].get<double>() / rows[i]["perplexity"].get<double>()));
+  }
+
+  // Another model's ranks: of the three pairs one is turned round, so tau is (2 - 1) / 3.
+  std::vector<std::size_t> order{1, 2, 3};
+  std::ranges::sort(order, [&](std::size_t a, std::size_t b) { return rows[a]["kl_mean"].get<double>() < rows[b]["kl_mean"].get<double>(); });
+  json other = rows;
+  other[0]["quality_model"] = "another";
+  other[order[0]]["kl_mean"] = 0.1;
+  other[order[1]]["kl_mean"] = 0.3;
+  other[order[2]]["kl_mean"] = 0.2;
+  model.write("other.json", other.dump());
+  const auto against = [&](const char* file, cli::Arguments more) {
+    cli::Arguments all = methods;
+    all.insert(all.end(), {"--against", model.folder.file(file)});
+    all.insert(all.end(), more.begin(), more.end());
+    return model.evaluate(all);
+  };
+  const json transfer = against("other.json", {}).json()[1]["transfer"];
+  CHECK(transfer["quality_model"] == "another");
+  CHECK(transfer["metric"] == "kl_mean");
+  CHECK(transfer["methods"] == 3);
+  CHECK(transfer["kendall_tau"].get<double>() == Approx(1.0 / 3.0));
+  CHECK(transfer["ci95"].is_null());
+  CHECK(transfer["stratified"].is_null());
+  CHECK(transfer["verdict"] == "unknown: fewer than 6 methods in common");
+  // What was measured otherwise is no ranking to compare with.
+  const auto unlike = against("other.json", {"--protocol", "b", "--chunk", "64"});
+  CHECK(unlike.code != 0);
+  CHECK(unlike.err.find("--against: protocol of ") != std::string::npos);
+  for (json& r : other) r["kl_mean"] = r["attention_rel_error"] = nullptr;
+  model.write("empty.json", other.dump());
+  CHECK(against("empty.json", {}).err.find("ranks no method by the figure") != std::string::npos);
   const auto recommended = kvatlas_run({"recommend", "--model", model.folder.file("config.json"), "--gpu", "h100-sxm", "--prompt", "1K", "--output", "64", "--concurrency", "4", "--db", db,
                                         "--min-quality", "0.01", "--json"});
   CAPTURE(recommended.err);
