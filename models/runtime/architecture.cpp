@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <vector>
 
 #include "core/errors.hpp"
@@ -187,11 +188,11 @@ class GgufKeys {
 /// llama.cpp knows Gemma 3 27B by its layers; it alone scales scores by the hidden width of a head instead of its channels.
 constexpr std::int64_t kLayersOfGemma27B = 62;
 
-json config_of_gguf(const Gguf& file, const GgufArchitecture& arch, std::string_view origin) {
+json config_of_gguf(const Gguf& file, std::span<const TensorInfo> tensors, const GgufArchitecture& arch, std::string_view origin) {
   const GgufKeys keys(file, arch.name, origin);
   const auto tensor = [&](std::string_view name) -> const TensorInfo* {
-    const auto at = std::ranges::find_if(file.tensors, [&](const TensorInfo& t) { return t.name == name; });
-    return at == file.tensors.end() ? nullptr : &*at;
+    const auto at = std::ranges::find_if(tensors, [&](const TensorInfo& t) { return t.name == name; });
+    return at == tensors.end() ? nullptr : &*at;
   };
   const TensorInfo* embedding = tensor("token_embd.weight");
   if (embedding == nullptr || embedding->shape.size() != 2)
@@ -249,7 +250,7 @@ Architecture architecture_of_config(std::string_view text, std::string_view orig
   }
 }
 
-Architecture architecture_of(const Gguf& file, std::string_view origin) {
+Architecture architecture_of(const Gguf& file, std::span<const TensorInfo> tensors, std::string_view origin) {
   const std::string_view name = file.text("general.architecture").value_or("");
   const auto arch = std::ranges::find_if(kGguf, [&](const GgufArchitecture& g) { return g.name == name; });
   if (arch == kGguf.end()) {
@@ -257,14 +258,14 @@ Architecture architecture_of(const Gguf& file, std::string_view origin) {
     for (const GgufArchitecture& g : kGguf) known.push_back(g.name);
     throw Unsupported(cat(origin, ": general.architecture is ", printable(name), ", must be one of ", listed(known)));
   }
-  Architecture a = architecture_of_config(config_of_gguf(file, *arch, origin).dump(), origin);
+  Architecture a = architecture_of_config(config_of_gguf(file, tensors, *arch, origin).dump(), origin);
   a.interleaved_rows = arch->interleaved_rows;
   a.norm_adds_one = false;  // the converter has added it
   return a;
 }
 
 Architecture architecture_of(const WeightFile& file) {
-  if (file.gguf() != nullptr) return architecture_of(*file.gguf(), file.path().string());
+  if (file.gguf() != nullptr) return architecture_of(*file.gguf(), file.tensors(), file.path().string());
   const std::filesystem::path beside = file.path().parent_path() / "config.json";
   const std::vector<std::byte> bytes = io::read_file(beside.string());
   return architecture_of_config({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, beside.string());

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <span>
 #include <string_view>
 
 #include "models/files/weight_file.hpp"
@@ -26,7 +27,7 @@ Architecture architecture_of_config(std::string_view text, std::string_view orig
 
 /// From the metadata and tensors of a GGUF file; `origin` is its path.
 /// throws   also IoError for metadata that is missing or out of range
-Architecture architecture_of(const Gguf& file, std::string_view origin);
+Architecture architecture_of(const Gguf& file, std::span<const TensorInfo> tensors, std::string_view origin);
 
 /// From the metadata of a GGUF file, or from the config.json beside a safetensors file.
 /// throws   also IoError when that is missing or unreadable

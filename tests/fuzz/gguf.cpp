@@ -49,7 +49,7 @@ void fuzz_gguf(std::span<const std::byte> data) {
     quietly([&] { file.numbers(value.key); });
   }
   quietly([&] {
-    const models::Architecture a = models::architecture_of(file, "file");
+    const models::Architecture a = models::architecture_of(file, file.tensors, "file");
     require(a.norm_eps > 0.0F && a.norm_eps <= 1.0F, "a norm's epsilon is positive");
   });
   quietly([&] {

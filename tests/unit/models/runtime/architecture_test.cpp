@@ -5,9 +5,11 @@
 #include <limits>
 
 #include "core/errors.hpp"
+#include "core/io/file.hpp"
 #include "models/files/gguf.hpp"
 #include "tests/catch.hpp"
 #include "tests/support/gguf_writer.hpp"
+#include "tests/support/temp_folder.hpp"
 
 using namespace kvatlas;
 using namespace kvatlas::models;
@@ -32,7 +34,8 @@ Architecture read(const Keys& k) {
   if (k.rotary != 0) w.i64(key("rope.dimension_count"), k.rotary);
   w.tensor("token_embd.weight", {32, 3}, std::vector<float>(96, 0.5F));
   const std::vector<std::byte> bytes = testing::as_bytes(w.bytes());
-  return architecture_of(parse_gguf(bytes, "m.gguf"), "m.gguf");
+  const Gguf file = parse_gguf(bytes, "m.gguf");
+  return architecture_of(file, file.tensors, "m.gguf");
 }
 
 std::string refusal(const Keys& k) {
@@ -60,6 +63,17 @@ TEST_CASE("metadata out of range is refused by its key", "[unit]") {
   }
   CHECK(refusal({.base = std::numeric_limits<float>::quiet_NaN()}).starts_with("m.gguf: metadata llama.rope.freq_base is "));
   CHECK(refusal({.arch = "ll\xff"}) == "m.gguf: general.architecture is \"ll\\xFF\", must be one of llama, qwen2, qwen3, gemma3");
+}
+
+TEST_CASE("an opened file gives the architecture of its bytes", "[unit]") {
+  const testing::TempFolder folder;
+  const std::string path = folder.file("m.gguf"), content = testing::GgufWriter().text("general.architecture", "qwen3").i64("qwen3.embedding_length", 32)
+      .i64("qwen3.feed_forward_length", 48).i64("qwen3.block_count", 2).i64("qwen3.attention.head_count", 4)
+      .tensor("token_embd.weight", {32, 3}, std::vector<float>(96, 0.5F)).bytes();
+  io::write_file(path, std::as_bytes(std::span(content)));
+  const Architecture a = architecture_of(WeightFile::open(path));
+  CHECK(a.model.vocabulary == 3);
+  CHECK(a.model.tied_embeddings);
 }
 
 TEST_CASE("a name that is no UTF-8 is spelled in ASCII", "[unit]") { CHECK(read({.name = "a\xff\xfe"}).model.name == "a\\xFF\\xFE"); }
