@@ -197,7 +197,7 @@ const KERNELS = [["decode_attention", "decode attention", 1], ["prefill_attentio
 defineChart("measured", {
   title: "Predicted against measured",
   build() {
-    const rows = D.measurements.filter((m) => known(m.predicted) && m.predicted > 0 && m.value > 0);
+    const rows = D.measurements.filter((m) => known(m.predicted) && m.predicted > 0 && m.value > 0 && KERNELS.some(([kind]) => kind === m.kind));
     const title = "Predicted against measured kernel times";
     if (!rows.length) return { title, empty: "The store holds no measurements: `kvatlas validate --db FILE` puts predictions beside measured timings there." };
     const us = (s) => 1e6 * s;

@@ -294,6 +294,7 @@ def test_what_an_older_store_lacks_is_a_sentence(browser: Any, tmp_path: Path) -
     o.context.close()
 
 
+@pytest.mark.large
 def test_100000_points_open_and_answer_the_pointer(browser: Any, large_page: Path) -> None:
     o = Opened(browser, large_page)
     opening = o.cpu_seconds()
