@@ -23,6 +23,7 @@ const Usage& usage() {
   static const Usage u{.command = "report", .positional = "", .example = "kvatlas report --db atlas.sqlite -o report.html",
                        .options = {Option::text("db", "FILE", "store to draw").needed(), Option::text("out", "FILE", "page to write; also -o", "report.html"),
                                    Option::text("figures", "FOLDER", "also write the figures as SVG and PNG (needs matplotlib)"),
+                                   Option::text("title", "TEXT", "title of the page (default: the store's name)"),
                                    Option::integer("points", 1000, 1000000, "most decode steps that the page carries", "100000")},
                        .note = "The page needs no server and no network. Beyond --points, contexts and batches are thinned, and the page says so.\n"
                                "The Python package kvatlas does the work; KVATLAS_PYTHON names another interpreter than python3."};
@@ -61,9 +62,16 @@ int run_program(const std::vector<std::string>& words, bool silent) {
 }  // namespace
 
 int run_report(const Arguments& args, const Streams& io) {
+  // "-o" is --out where an option may stand; behind an option that takes a value it is that value.
   Arguments spelled = args;
-  for (std::string& word : spelled)
-    if (word == "-o") word = "--out";
+  for (std::size_t i = 0; i < spelled.size(); ++i) {
+    if (spelled[i] == "-o") spelled[i] = "--out";
+    for (const Option& option : usage().options)
+      if (spelled[i] == cat("--", option.name)) {
+        ++i;
+        break;
+      }
+  }
   const auto parsed = parse(usage(), spelled, io);
   if (!parsed) return kDone;
   const char* chosen = std::getenv("KVATLAS_PYTHON");
@@ -78,8 +86,8 @@ int run_report(const Arguments& args, const Streams& io) {
       throw IoError(cat("the report needs the Python package kvatlas, which ", python, " does not have: pip install kvatlas"));
     words.insert(words.end(), {"-m", "kvatlas.report"});
   }
-  for (const char* name : {"db", "out", "figures", "points"})
-    if (parsed->has(name)) words.insert(words.end(), {cat("--", name), name == std::string_view("points") ? cat(parsed->integer("points")) : parsed->text(name)});
+  for (const char* name : {"db", "out", "figures", "title", "points"})
+    if (parsed->has(name)) words.push_back(cat("--", name, "=", name == std::string_view("points") ? cat(parsed->integer("points")) : parsed->text(name)));
   if (parsed->json()) words.emplace_back("--json");
   io.out.flush();
   return run_program(words, false);

@@ -82,6 +82,9 @@ function stepsInScope() {
   return rows;
 }
 
+// A list that makes the row of a point when it is asked for: 100,000 rows are never built at once.
+const lazyRows = (places) => new Proxy(places, { get: (list, at) => (typeof at === "string" && /^\d+$/.test(at) ? (list[at] === undefined ? undefined : pointRow(list[at])) : Reflect.get(list, at)) });
+
 function stepsCloud() {
   const p = D.points, places = stepsInScope();
   const thin = new Map();
@@ -90,15 +93,17 @@ function stepsCloud() {
     for (const i of places) thin.set(`${Math.round(50 * Math.log(p.size_factor[i]))}/${Math.round(25 * Math.log(p.tokens_per_s[i]))}`, i);
     kept = [...thin.values()];
   }
-  // A list that makes the row of a point when the pointer is on it: 100,000 rows are never built at once.
-  const rows = new Proxy(kept, { get: (list, at) => (typeof at === "string" && /^\d+$/.test(at) ? (list[at] === undefined ? undefined : pointRow(list[at])) : Reflect.get(list, at)) });
+  const rows = lazyRows(kept);
   const x = new Float32Array(kept.length), y = new Float32Array(kept.length);
   kept.forEach((i, k) => { x[k] = p.size_factor[i]; y[k] = p.tokens_per_s[i]; });
   return { places, x, y, trace: { type: hasWebgl ? "scattergl" : "scatter", mode: "markers", x, y, rows, marker: { color: css("--grey-mark"), size: kept.length > 20000 ? 3.5 : 5, opacity: kept.length > 20000 ? 0.35 : 0.55 } } };
 }
 
-const rowColumns = ["rank", "method", "value", "low 80 %", "high 80 %", "over plain", "size factor", "peak GiB", "bound by", "evidence"];
+const rowColumns = () => ["rank", "method", valueName(), "low 80 %", "high 80 %", "over plain", "size factor", "peak GiB", "bound by", "evidence"];
 const rowCells = (r) => [r.rank, D.methods[r.m].recipe, r.value, r.low, r.high, r.gain, r.size, r.peak / 2 ** 30, boundName(r.bound), evidenceName(r.evidence)];
+
+const stepColumns = ["method", "model", "GPU", "context", "batch", "tokens/s", "low 80 %", "high 80 %", "size factor", "peak GiB", "bound by", "evidence"];
+const pointCells = (r) => { const c = D.configurations; return [D.methods[r.m].recipe, D.models[c.model[r.cfg]].slug, D.gpus[c.gpu[r.cfg]].identity, r.context, r.batch, r.value, r.low, r.high, r.size, r.peak / 2 ** 30, boundName(r.bound), evidenceName(r.evidence)]; };
 
 // The bottom of the picture: what is in colour, and all but the slowest twentieth of the rest.
 function lowest(rows, inColour) {
@@ -118,14 +123,14 @@ defineChart("tradeoff", {
       const x = logAxis(steps.x, doublingTicks, (v) => `${num(v)}×`), y = logAxis(steps.y, logTicks, (v) => num(v));
       const p = D.points;
       const coloured = [...mine].map(([slot, list]) => {
-        const rows = new Proxy(list, { get: (l, at) => (typeof at === "string" && /^\d+$/.test(at) ? (l[at] === undefined ? undefined : pointRow(l[at])) : Reflect.get(l, at)) });
+        const rows = lazyRows(list);
         return { type: hasWebgl ? "scattergl" : "scatter", mode: "markers", x: list.map((i) => p.size_factor[i]), y: list.map((i) => p.tokens_per_s[i]), rows, marker: { color: colour(slot), size: 5, opacity: 0.9 } };
       });
       return {
         title: `${whole(steps.places.length)} decode steps ${state.scope === "pair" ? `of ${D.models[state.model].name} on ${D.gpus[state.gpu].identity}` : "of every model and GPU"}`,
-        note: `Every context and batch that is drawn; prefill excluded.${D.meta.thinned ? ` ${D.meta.thinned}` : ""}`,
+        note: `Every context and batch that the page carries; prefill excluded.${steps.x.length < steps.places.length ? ` Without WebGL one mark stands for its neighbours: ${whole(steps.x.length)} marks.` : ""}${D.meta.thinned ? ` ${D.meta.thinned}` : ""}`,
         height, traces: [steps.trace, ...coloured], layout: layoutOf(x, y, { annotations: axisTitles("size factor: plain cache over stored cache", "tokens/s, decoding only") }),
-        rows: inColour.filter((r) => r.kind === "point"), table: { columns: rowColumns, rows: inColour.map(rowCells) },
+        rows: lazyRows([...mine.values()].flat()), table: { columns: stepColumns, count: steps.places.length, row: (k) => pointCells(pointRow(steps.places[k])) },
       };
     }
     if (!q.rows.length) return { title: "Throughput against size", empty: `Nothing in the store answers this question: ${questionText()}.` };
@@ -148,7 +153,7 @@ defineChart("tradeoff", {
       title: `${valueName()} against size factor`,
       note: `${q.rows.length} settings for ${questionText()}. Whiskers: 80 % interval. Dotted: not beaten in both. ${hatchedCount ? `Hatched or hollow: ${hatchedCount} whose format nobody timed or whose quality is a proxy.` : ""}${below ? ` ${below} slower ones lie below the picture; the table has them.` : ""}`,
       height, traces, layout: layoutOf(x, y, { annotations: [...axisTitles("size factor: plain cache over stored cache", `${valueName()}${askWorkload() === null ? ", decoding only" : ""}`), ...labels] }),
-      rows: [...inColour].sort((a, b) => a.size - b.size), table: { columns: rowColumns, rows: q.rows.map(rowCells) },
+      rows: [...inColour].sort((a, b) => a.size - b.size), table: { columns: rowColumns(), rows: q.rows.map(rowCells) },
     };
   },
 });
@@ -174,26 +179,30 @@ defineChart("quality", {
       const front = frontOf(rows.map((r) => ({ x: x(r), y: r.value })));
       traces.unshift({ type: "scatter", mode: "lines", x: front.map((p) => p.x), y: front.map((p) => p.y), line: { color: css("--muted"), width: 1.2, dash: "dot", shape: "vh" } });
       return {
-        title: `${valueName()} against retained quality, both of ${D.models[state.model].name}`, note: `${same.length} settings whose quality was judged on this model. Hatched: proxy quality or an uncalibrated format.`, height: 380, traces,
+        title: `${valueName()} against retained quality, both of ${D.models[state.model].name}`, note: `${same.length} settings whose quality was judged on this model.${joined.length > same.length ? ` ${joined.length - same.length} more were judged on other models only and are left out.` : ""} Hatched: proxy quality or an uncalibrated format.`, height: 380, traces,
         layout: layoutOf(xAxis, y, { annotations: [...axisTitles("retained quality (1 = the plain cache's)", valueName()), ...markLabels(lit, x, value, xAxis, y, $("#quality").clientWidth || 700, 380)] }), rows: lit,
-        table: { columns: ["method", valueName(), "retained", "grade", "metric", "value", "n", "source"], rows: same.map((p) => [D.methods[p.r.m].recipe, p.r.value, p.q.retained, GRADES[p.q.grade], p.q.metric, p.q.value, p.q.n, p.q.source]) },
+        table: { columns: ["method", valueName(), "retained", "grade", "metric", "value", "n", "judged on", "source"], rows: same.map((p) => [D.methods[p.r.m].recipe, p.r.value, p.q.retained, gradeName(p.q.grade), p.q.metric, p.q.value, p.q.n, p.q.quality_model, p.q.source]) },
       };
     }
     // Judged on another model: a panel of its own, not joined with this model's speed.
-    const list = all.filter((r) => r.quality_model !== slug).sort((a, b) => b.retained - a.retained).slice(0, 24).reverse();
+    const others = all.filter((r) => r.quality_model !== slug).sort((a, b) => b.retained - a.retained), list = others.slice(0, 24).reverse();
+    // The store's interval is that of the metric's value: it is drawn only where that value is what stands on the axis.
+    const drawn = (r) => Math.abs(r.value - r.retained) < 1e-12;
+    const side = (r, end) => (drawn(r) && known(r[end]) ? Math.abs(r[end] - r.value) : 0);
+    const anyInterval = list.some((r) => side(r, "ci95_high") > 0 || side(r, "ci95_low") > 0);
     const place = (r) => index.recipes.get(r.recipe);
     const slot = (r) => (place(r) === undefined ? null : slotOf(place(r)));
     const traces = [false, true].map((hatched) => {
       const part = list.filter((r) => (r.grade === "X") === hatched);
-      return { type: "scatter", mode: "markers", x: part.map((r) => r.retained), y: part.map((r) => short(r.recipe, 34)), error_x: { type: "data", symmetric: false, array: part.map((r) => (known(r.ci95_high) ? r.ci95_high - r.value : 0)), arrayminus: part.map((r) => (known(r.ci95_low) ? r.value - r.ci95_low : 0)), color: css("--muted"), thickness: 1, width: 0 },
+      return { type: "scatter", mode: "markers", x: part.map((r) => r.retained), y: part.map((r) => esc(short(r.recipe, 34))), error_x: { type: "data", symmetric: false, array: part.map((r) => side(r, "ci95_high")), arrayminus: part.map((r) => side(r, "ci95_low")), color: css("--muted"), thickness: 1, width: 0 },
         rows: part.map((r) => ({ html: () => qualityCard(r) })), marker: { size: 11, symbol: hatched ? "circle-open" : "circle", color: part.map((r) => colour(slot(r))), line: { width: hatched ? 2 : 0 } } };
     });
     return {
       title: `Retained quality, judged on ${[...new Set(list.map((r) => r.quality_model))].join(", ")}`,
-      note: `Not joined with the speed of ${D.models[state.model].name}: another model was judged. Hollow: proxy quality.`, height: 120 + 22 * list.length, traces,
+      note: `Not joined with the speed of ${D.models[state.model].name}: another model was judged.${others.length > list.length ? ` The ${list.length} best of ${others.length} figures are drawn; the table has them all.` : ""}${anyInterval ? " Whiskers: 95 % interval, where the store has it of the drawn figure." : ""} Hollow: proxy quality.`, height: 120 + 22 * list.length, traces,
       layout: layoutOf({}, { type: "category", gridcolor: "rgba(0,0,0,0)" }, { margin: { l: 220, r: 20, t: 26, b: 46 }, annotations: axisTitles("retained quality (1 = the plain cache's)", "").slice(1) }),
-      table: { columns: ["method", "retained", "grade", "metric", "value", "judged on", "source"], rows: list.map((r) => [r.recipe, r.retained, GRADES[r.grade], r.metric, r.value, r.quality_model, r.source]) },
+      table: { columns: ["method", "retained", "grade", "metric", "value", "judged on", "source"], rows: others.map((r) => [r.recipe, r.retained, gradeName(r.grade), r.metric, r.value, r.quality_model, r.source]) },
     };
   },
 });
-const qualityCard = (q) => `<h4>${esc(q.recipe)}</h4><dl><dt>retained</dt><dd><b>${num(q.retained, 4)}</b></dd><dt>${esc(q.metric)}</dt><dd>${num(q.value, 4)}</dd><dt>grade</dt><dd>${esc(GRADES[q.grade])}</dd><dt>judged on</dt><dd>${esc(q.quality_model)}</dd><dt>protocol</dt><dd>${esc(q.protocol)}</dd></dl><p class="from">${esc(q.provenance)}: ${esc(q.source)}</p>`;
+const qualityCard = (q) => `<h4>${esc(q.recipe)}</h4><dl><dt>retained</dt><dd><b>${num(q.retained, 4)}</b></dd><dt>${esc(q.metric)}</dt><dd>${num(q.value, 4)}${known(q.ci95_low) && known(q.ci95_high) ? ` <span>95 %: ${num(q.ci95_low, 4)} – ${num(q.ci95_high, 4)}</span>` : ""}</dd><dt>grade</dt><dd>${esc(gradeName(q.grade))}</dd><dt>judged on</dt><dd>${esc(q.quality_model)}</dd><dt>protocol</dt><dd>${esc(q.protocol)}</dd></dl><p class="from">${esc(q.provenance)}: ${esc(q.source)}</p>`;

@@ -41,7 +41,7 @@ let index = null;     // look-ups
 function buildIndex() {
   const c = D.configurations, n = c.model.length;
   const byName = new Map();
-  const nameOf = (model, gpu, scenario, plan, method) => (((model * D.gpus.length + gpu) * D.scenarios.length + scenario) * D.plans.length + plan) * D.methods.length + method;
+  const nameOf = (model, gpu, scenario, plan, method) => `${model}/${gpu}/${scenario}/${plan}/${method}`;
   for (let i = 0; i < n; ++i) byName.set(nameOf(c.model[i], c.gpu[i], c.scenario[i], c.plan[i], c.method[i]), i);
 
   // Points are ordered by configuration, context, batch.
@@ -50,7 +50,7 @@ function buildIndex() {
   for (let i = 0; i < n; ++i) first[i + 1] += first[i];
 
   const served = new Map();
-  for (let i = 0; i < D.served.configuration.length; ++i) served.set(D.served.workload[i] * 16777216 + D.served.configuration[i], i);
+  for (let i = 0; i < D.served.configuration.length; ++i) served.set(`${D.served.workload[i]}/${D.served.configuration[i]}`, i);
 
   const refused = new Map();
   for (let i = 0; i < D.infeasible.configuration.length; ++i) {
@@ -85,18 +85,20 @@ function buildIndex() {
     cacheContexts: [...new Set(D.caches.context)].sort((a, b) => a - b),
     configuration: (model, gpu, scenario, plan, method) => byName.get(nameOf(model, gpu, scenario, plan, method)),
     pointsOf: (cfg) => [first[cfg], first[cfg + 1]],
-    served: (workload, cfg) => served.get(workload * 16777216 + cfg),
+    served: (workload, cfg) => served.get(`${workload}/${cfg}`),
     refused: (cfg) => refused.get(cfg) || [],
     cache: (model, method, context) => caches.get(place(model, method, context)),
     ledger: (model, method, context) => ledgers.get(place(model, method, context)),
-    // As recommend reads it: the strongest grade counts, and within it the worst figure.
+    // Judged on this model before others; then the strongest grade counts, and within it the worst figure.
     quality(model, recipe) {
-      for (const grade of "MPCFX") {
-        let worst = null;
-        for (const q of quality.get(`${model}/${recipe}`) || [])
-          if (q.grade === grade && q.retained !== null && (!worst || q.retained < worst.retained)) worst = q;
-        if (worst) return worst;
-      }
+      const list = quality.get(`${model}/${recipe}`) || [];
+      for (const own of [true, false])
+        for (const grade of "MPCFX") {
+          let worst = null;
+          for (const q of list)
+            if ((q.quality_model === model) === own && q.grade === grade && known(q.retained) && (!worst || q.retained < worst.retained)) worst = q;
+          if (worst) return worst;
+        }
       return null;
     },
   };

@@ -126,13 +126,13 @@ function cardOf(row, extra = []) {
     line("TTFT, TPOT", `${ms(row.ttft)}, ${ms(row.tpot)} <span>${known(row.flight) ? `${whole(row.flight)} in flight` : ""}</span>`);
   } else {
     line("tokens/s", `<b>${num(row.value)}</b> <span>80 %: ${num(row.low)} – ${num(row.high)}</span>`);
-    line("step", `${ms(row.step)} <span>speedup ${times(row.decode)}</span>`);
+    line("step", `${ms(row.step)} <span>${times(row.decode)} the plain cache's speed at this batch</span>`);
     line("at", `${tokens(row.context)} context, batch ${whole(row.batch)}`);
   }
   line("cache", `${gib(row.cache)} <span>${times(row.size)} smaller</span>`);
   line("peak of a GPU", gib(row.peak));
   line("bound by", esc(boundName(row.bound)));
-  line("quality", q ? `${num(q.retained, 4)} ${esc(GRADES[q.grade])} on ${esc(q.quality_model)}` : "unknown");
+  line("quality", q ? `${num(q.retained, 4)} ${esc(gradeName(q.grade))} on ${esc(q.quality_model)}${judgedOn(q, model.slug) ? ", another model" : ""}` : "unknown");
   line("evidence", esc(evidenceName(row.evidence)));
   for (const [name, value] of extra) line(name, value);
   const params = Object.entries(method.params).map(([k, v]) => `${k} ${v}`).join(", ");
@@ -186,21 +186,31 @@ function draw(chart) {
   const layout = { ...built.layout, height: built.height || 380 };
   plot.setAttribute("role", "group");
   plot.setAttribute("aria-roledescription", "chart");
-  plot.setAttribute("aria-label", `${built.title || chart.title}. ${built.rows ? `${built.rows.length} points in colour; arrow keys walk through them, Enter copies a command line. ` : ""}${built.note || ""}`);
+  plot.setAttribute("aria-label", `${built.title || chart.title}. ${built.rows ? `${built.rows.length} points in colour; arrow keys walk through them, Enter copies a command line. ` : "Arrow keys walk through its marks. "}${built.note || ""}`);
   const first = !chart.drawn;
   Plotly.react(plot, traces, layout, { displayModeBar: false, responsive: true, doubleClick: "reset", scrollZoom: false });
   chart.drawn = true;
   if (first) listen(chart, plot);
+  if (!chart.wired) { chart.wired = true; keys(chart, plot); }
   hatch(plot);
+}
+
+// A chart's table: rows, or how many there are and each when asked for.
+const MOST_ROWS = 400;
+function tableOf(table) {
+  const count = table.rows ? table.rows.length : table.count;
+  const first = (most) => (table.rows ? table.rows.slice(0, most) : Array.from({ length: Math.min(most, count) }, (_, k) => table.row(k)));
+  return { count, first };
 }
 
 function fillTable(figure, built) {
   const table = $("table", figure);
   if (!table) return;
-  const rows = built.table ? built.table.rows : [];
-  table.innerHTML = built.table ? `<thead><tr>${built.table.columns.map((c) => `<th scope="col">${esc(c)}</th>`).join("")}</tr></thead><tbody>${rows.slice(0, 400).map((r) =>
+  const all = built.table ? tableOf(built.table) : { count: 0 }, rows = built.table ? all.first(MOST_ROWS) : [];
+  table.innerHTML = built.table ? `<thead><tr>${built.table.columns.map((c) => `<th scope="col">${esc(c)}</th>`).join("")}</tr></thead><tbody>${rows.map((r) =>
     `<tr>${r.map((v) => `<td>${esc(typeof v === "number" ? num(v, 4) : v ?? "–")}</td>`).join("")}</tr>`).join("")}</tbody>` : "";
   $("details", figure).hidden = rows.length === 0;
+  $("summary", figure).textContent = all.count > rows.length ? `as a table: the first ${whole(rows.length)} of ${whole(all.count)} rows, the CSV has all` : "as a table";
 }
 
 // Marks of unsure figures: Plotly has no hatched marks, so their fill is set to a pattern of the page.
@@ -223,20 +233,35 @@ function listen(chart, plot) {
   plot.on("plotly_unhover", () => { chart.hovered = null; hideCard(); });
   plot.on("plotly_click", (event) => { const row = rowAt(event); if (row && row.cfg !== undefined) select(row); });
   plot.on("plotly_afterplot", () => hatch(plot));
+}
+
+// What the arrow keys walk through: the rows that the chart names, or else those of its marks.
+function walked(chart) {
+  if (chart.built.empty) return [];
+  if (chart.built.rows && chart.built.rows.length) return chart.built.rows;
+  return [...new Set(chart.built.traces.flatMap((t) => (t.rows ? Array.from({ length: t.rows.length }, (_, i) => t.rows[i]) : [])))].filter(Boolean);
+}
+function saidOf(row) {
+  if (row.html) { const box = document.createElement("template"); box.innerHTML = row.html().replace(/<\/(h4|p|dt|dd)>/g, "$& "); return box.content.textContent.replace(/\s+/g, " ").trim(); }
+  return `${D.methods[row.m].recipe}: ${row.kind === "served" ? `${num(row.value)} requests per second` : `${num(row.value)} tokens per second at ${tokens(row.context)} context, batch ${row.batch}`}, ${num(row.size)} times smaller cache, ${evidenceName(row.evidence)}`;
+}
+
+// Plotly drops its own listeners when a plot is emptied; those of the keyboard stay, so they are set once.
+function keys(chart, plot) {
   plot.tabIndex = 0;
   plot.addEventListener("keydown", (event) => {
-    const rows = chart.built.rows || [];
+    const rows = (chart.built.walked = chart.built.walked || walked(chart));
     if (!rows.length) return;
     if (["ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp", "Home", "End"].includes(event.key)) {
       event.preventDefault();
       const step = event.key === "ArrowRight" || event.key === "ArrowDown" ? 1 : -1;
       chart.at = event.key === "Home" ? 0 : event.key === "End" ? rows.length - 1 : (chart.at + step + rows.length) % rows.length;
       const row = rows[chart.at], box = plot.getBoundingClientRect();
-      showCard(cardOf(row, row.extra), box.left + 60, box.top + 40);
-      $("#live").textContent = `${D.methods[row.m].recipe}: ${row.kind === "served" ? `${num(row.value)} requests per second` : `${num(row.value)} tokens per second at ${tokens(row.context)} context, batch ${row.batch}`}, ${num(row.size)} times smaller cache, ${evidenceName(row.evidence)}. ${chart.at + 1} of ${rows.length}`;
+      showCard(row.html ? row.html() : cardOf(row, row.extra), box.left + 60, box.top + 40);
+      $("#live").textContent = `${saidOf(row)}. ${chart.at + 1} of ${rows.length}`;
     } else if (event.key === "Enter" && chart.at >= 0) {
       event.preventDefault();
-      select(rows[chart.at]);
+      if (rows[chart.at].cfg !== undefined) select(rows[chart.at]);
     } else if (event.key === "Escape") { hideCard(); chart.at = -1; }
   });
   plot.addEventListener("blur", hideCard);

@@ -8,6 +8,7 @@ const EVIDENCE = {
   uncalibrated_format: ["uncalibrated format", "nobody has timed this number format: the interval spans ideal and released kernels"],
 };
 const BOUNDS = { memory: "memory bandwidth", memory_capacity: "memory capacity", tensor: "tensor cores", vector: "vector units", unpack: "unpacking", latency: "latency" };
+const gradeName = (grade) => GRADES[grade] || grade || "no grade";
 const evidenceName = (e) => (EVIDENCE[e] ? EVIDENCE[e][0] : e || "unknown");
 const boundName = (b) => BOUNDS[b] || b || "unknown";
 
@@ -15,6 +16,7 @@ const known = (x) => x !== null && x !== undefined && !Number.isNaN(x);
 
 function num(x, digits = 3) {
   if (!known(x)) return "–";
+  if (typeof x !== "number") return esc(x);  // a damaged store: never markup
   if (x === 0) return "0";
   const size = Math.abs(x);
   if (size >= 1e15 || size < 1e-6) return x.toExponential(digits - 1);
@@ -25,8 +27,8 @@ const times = (x) => (known(x) ? `${num(x)}×` : "–");
 const share = (x) => (known(x) ? `${num(100 * x, 3)} %` : "–");
 const ms = (seconds) => (!known(seconds) ? "–" : seconds >= 1 ? `${num(seconds)} s` : `${num(1000 * seconds)} ms`);
 const gib = (bytes) => (known(bytes) ? (bytes < 2 ** 30 ? `${num(bytes / 2 ** 20)} MiB` : `${num(bytes / 2 ** 30)} GiB`) : "–");
-const tokens = (n) => (n >= 1048576 && n % 1048576 === 0 ? `${n / 1048576}M` : n >= 1024 && n % 1024 === 0 ? `${n / 1024}K` : n.toLocaleString("en"));
-const whole = (n) => n.toLocaleString("en");
+const tokens = (n) => (n >= 1048576 && n % 1048576 === 0 ? `${n / 1048576}M` : n >= 1024 && n % 1024 === 0 ? `${n / 1024}K` : whole(n));
+const whole = (n) => (typeof n === "number" ? n.toLocaleString("en") : esc(n));
 
 const escapes = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
 const esc = (text) => String(text).replace(/[&<>"']/g, (c) => escapes[c]);

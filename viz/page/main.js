@@ -39,12 +39,18 @@ function drawScope() {
   box.onclick = (e) => { const b = e.target.closest("[data-scope]"); if (b) { state.scope = b.dataset.scope; changed("scope"); box.querySelector(`[data-scope="${state.scope}"]`).focus(); } };
 }
 
+function coverageOfFile() {
+  const runs = D.validation.filter((r) => r.kind.startsWith("e2e_") && r.gpu === "*" && r.profile === "*" && r.subset === "all");
+  const off = runs.filter((r) => farOff(r.coverage_80));
+  return off.length ? `; of measured runs of whole models they hold ${[...new Set(off.map((r) => percent(r.coverage_80)))].join(", ")}, see the errors above` : "";
+}
+
 function drawAbout() {
   const m = D.meta;
   const runs = m.runs.map((r) => `<li>${esc(r.spec.name || "a sweep without a name")}${r.spec.comment ? `: ${esc(r.spec.comment)}` : ""} <small>${whole(r.points)} points, ${whole(r.infeasible)} infeasible, ${esc(r.state)}, shard ${esc(r.shard)}, kvatlas ${esc(r.code_version)}</small></li>`).join("");
   $("#about-box").innerHTML = `<p>Drawn from <b>${esc(m.db)}</b> (store version ${m.schema}, written by kvatlas ${esc(m.code_version)}): ${whole(m.points_total)} decode steps and ${whole(m.workload_rows)} served workloads of ${D.methods.length} settings, ${D.models.length} models, ${D.gpus.length} GPUs. ${m.thinned ? esc(m.thinned) : "Every one is drawn."}</p>
     <ul>${runs}</ul>
-    <p>Times are computed by a calibrated model of kernels; intervals are meant to hold the truth in 80 % of cases. Bytes are counted by each method's ledger formula. Quality is what the store's quality table says, never assumed. This page adds no figure of its own: it selects, sorts, and sets stored figures side by side.</p>
+    <p>Times are computed by a calibrated model of kernels; intervals are meant to hold the truth in 80 % of cases${coverageOfFile()}. Bytes are counted by each method's ledger formula. Quality is what the store's quality table says, never assumed. This page selects and sorts stored figures and sets them side by side; what it computes itself is ratios of two of them (B over A, ours over published, one method over another), tokens/s at the ends of a step's interval, and units.</p>
     <dl class="glossary">${Object.values(EVIDENCE).map(([a, b]) => `<dt>${a}</dt><dd>${b}</dd>`).join("")}<dt>proxy quality</dt><dd>an error of attention or a small test stands in for a task</dd></dl>
     <p>Models: ${D.models.map((x) => `${esc(x.name)} <small>${esc(x.source)}</small>`).join("; ")}.</p>`;
 }
@@ -107,7 +113,7 @@ function wire() {
     const figure = $(`#${chart.id}`);
     $("[data-png]", figure).onclick = () => exportChart(chart, "png");
     $("[data-svg]", figure).onclick = () => exportChart(chart, "svg");
-    $("[data-csv]", figure).onclick = () => chart.built && chart.built.table && exportCsv(chart.built.table.columns, chart.built.table.rows, `kvatlas-${chart.id}.csv`);
+    $("[data-csv]", figure).onclick = () => chart.built && chart.built.table && exportCsv(chart.built.table.columns, tableOf(chart.built.table).first(Infinity), `kvatlas-${chart.id}.csv`);
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (!state.theme) drawAll(); });
   addEventListener("hashchange", () => { if (location.hash.slice(1) !== addressOf()) { readAddress(); rowsCache = null; drawAll(); } });

@@ -2,11 +2,11 @@
 
 let rowsCache = null;
 
-function configurationOf(m, model = state.model, gpu = state.gpu) {
-  const found = index.configuration(model, gpu, state.scenario, state.plan, m);
+function configurationOf(m, model = state.model, gpu = state.gpu, scenario = state.scenario, plan = state.plan) {
+  const found = index.configuration(model, gpu, scenario, plan, m);
   if (found !== undefined || m !== index.baseline) return found;
   // The plain cache has no released plan: its ideal one is the yardstick of both.
-  return index.configuration(model, gpu, state.scenario, Math.max(0, D.plans.indexOf("ideal")), m);
+  return index.configuration(model, gpu, scenario, Math.max(0, D.plans.indexOf("ideal")), m);
 }
 
 function servedRow(i) {
@@ -43,6 +43,8 @@ function pointAt(cfg, context, batch) {
 }
 
 const hatchedQuality = (row) => { const q = index.quality(D.models[D.configurations.model[row.cfg]].slug, D.methods[row.m].recipe); return q !== null && q.grade === "X"; };
+// Where quality was judged on another model than the row's, its name: never a figure of another model without saying so.
+const judgedOn = (q, slug) => (q.quality_model === slug ? "" : `judged on ${q.quality_model}`);
 const isHatched = (row) => row.evidence === "uncalibrated_format" || hatchedQuality(row);
 
 function passes(m) {

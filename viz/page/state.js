@@ -22,11 +22,20 @@ const scenarioText = (s) => [s.weights, s.engine, s.tp > 1 ? `tp ${s.tp}` : "", 
   s.chunk !== 8192 ? `chunk ${s.chunk}` : "", s.gpu_memory_utilization !== 0.9 ? `${s.gpu_memory_utilization} of memory` : "",
   ...Object.entries(s).filter(([k, v]) => !(k in DEFAULTS) || (k === "arithmetic" && v !== "float")).map(([k, v]) => `${k.replace(/_/g, " ")} ${v}`)].filter(Boolean).join(", ");
 
-function pinText(pin) { return pin === null ? "" : `${D.methods[pin.m].recipe}@${D.models[pin.model].identity}@${D.gpus[pin.gpu].identity}`; }
+// Names in the address are parted by @ and ~, so those in a name are written as %40 and %7E.
+const packName = (name) => String(name).replace(/[%@~]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`);
+const unpackName = (name) => name.replace(/%(25|40|7E)/g, (_, code) => String.fromCharCode(parseInt(code, 16)));
+
+// A pin keeps its scenario and plan: it stays what it was when the page's question changes.
+function pinText(pin) { return pin === null ? "" : [D.methods[pin.m].recipe, D.models[pin.model].identity, D.gpus[pin.gpu].identity, scenarioText(D.scenarios[pin.scenario]), D.plans[pin.plan]].map(packName).join("@"); }
 function pinOf(text) {
-  const [recipe, model, gpu] = (text || "").split("@");
-  const pin = { m: index.recipes.get(recipe), model: D.models.findIndex((x) => x.identity === model), gpu: D.gpus.findIndex((x) => x.identity === gpu) };
-  return pin.m === undefined || pin.model < 0 || pin.gpu < 0 ? null : pin;
+  const [recipe, model, gpu, scenario, plan] = (text || "").split("@").map(unpackName);
+  const place = (list, name, otherwise) => (name === undefined ? otherwise : list.indexOf(name));  // short addresses: the page's own
+  const pin = {
+    m: index.recipes.get(recipe), model: D.models.findIndex((x) => x.identity === model), gpu: D.gpus.findIndex((x) => x.identity === gpu),
+    scenario: place(D.scenarios.map(scenarioText), scenario, state.scenario), plan: place(D.plans, plan, state.plan),
+  };
+  return pin.m === undefined || [pin.model, pin.gpu, pin.scenario, pin.plan].some((at) => at < 0) ? null : pin;
 }
 
 function askText() {
@@ -41,11 +50,11 @@ function addressOf() {
   q.set("ask", askText());
   if (D.scenarios.length > 1) q.set("scenario", scenarioText(D.scenarios[state.scenario]));
   if (D.plans.length > 1) q.set("plan", D.plans[state.plan]);
-  if (state.families) q.set("family", [...state.families].join("~"));
-  if (state.evidences) q.set("evidence", [...state.evidences].join("~"));
+  if (state.families) q.set("family", [...state.families].map(packName).join("~"));
+  if (state.evidences) q.set("evidence", [...state.evidences].map(packName).join("~"));
   if (state.deployable) q.set("deployable", "1");
   if (state.quality !== null) q.set("quality", state.quality);
-  if (state.lit) q.set("lit", state.lit.map((m) => (m === null ? "" : D.methods[m].recipe)).join("~"));
+  if (state.lit) q.set("lit", state.lit.map((m) => (m === null ? "" : packName(D.methods[m].recipe))).join("~"));
   if (state.a) q.set("a", pinText(state.a));
   if (state.b) q.set("b", pinText(state.b));
   if (state.scope !== "ask") q.set("scope", state.scope);
@@ -76,12 +85,12 @@ function readAddress() {
   state.plan = find(D.plans, q.get("plan"), start.plan);
   const ask = q.get("ask") || "", workload = D.workloads.findIndex((w) => ask === `w:${w.key.slice(0, 8).toLowerCase()}`);
   state.ask = workload >= 0 ? `w${workload}` : /^c\d+$/.test(ask) && index.contexts.includes(Number(ask.slice(1))) ? ask : start.ask;
-  const set = (name) => (q.get(name) === null ? null : new Set(q.get(name).split("~").filter(Boolean)));
+  const set = (name) => (q.get(name) === null ? null : new Set(q.get(name).split("~").filter(Boolean).map(unpackName)));
   state.families = set("family");
   state.evidences = set("evidence");
   state.deployable = q.get("deployable") === "1";
   state.quality = q.get("quality") === null || !(Number(q.get("quality")) >= 0) ? null : Number(q.get("quality"));
-  state.lit = q.get("lit") === null ? null : q.get("lit").split("~").slice(0, LIT - 1).map((r) => index.recipes.get(r) ?? null);
+  state.lit = q.get("lit") === null ? null : q.get("lit").split("~").slice(0, LIT - 1).map((r) => index.recipes.get(unpackName(r)) ?? null);
   state.a = pinOf(q.get("a"));
   state.b = pinOf(q.get("b"));
   state.scope = ["ask", "pair", "all"].includes(q.get("scope")) ? q.get("scope") : "ask";
@@ -108,5 +117,8 @@ function firstQuestion() {
   if (best >= 0) return { model: 0, gpu: c.gpu[s.configuration[best]], ask: `w${s.workload[best]}`, scenario: 0, plan: ideal };
   const contexts = index.contexts, middle = contexts.includes(32768) ? 32768 : contexts[Math.floor(contexts.length / 2)];
   if (D.workloads.length && !contexts.length) return { model: 0, gpu: 0, ask: "w0", scenario: 0, plan: ideal };
-  return { model: 0, gpu: 0, ask: `c${middle ?? 0}`, scenario: 0, plan: ideal };
+  // The first model and GPU of which a step fits.
+  const p = D.points, at = p.configuration.findIndex((cfg, i) => p.context[i] === middle && p.fits[i] === 1 && c.scenario[cfg] === 0 && c.plan[cfg] === ideal);
+  const cfg = at < 0 ? null : p.configuration[at];
+  return { model: cfg === null ? 0 : c.model[cfg], gpu: cfg === null ? 0 : c.gpu[cfg], ask: `c${middle ?? 0}`, scenario: 0, plan: ideal };
 }

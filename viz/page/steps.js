@@ -68,7 +68,7 @@ defineChart("parts", {
     const title = `Step time at ${tokens(stepContext() ?? 0)} tokens of context, ${batchText()}`;
     if (!rows.length) return { title, empty: index.contexts.length ? `No method in colour has a stored step at ${tokens(stepContext())} tokens of context and ${batchText()}.` : noSteps };
     rows.reverse();
-    const names = rows.map((r) => short(D.methods[r.m].recipe, 30) + (state.batch === 0 ? ` (${r.batch})` : ""));
+    const names = rows.map((r) => esc(short(D.methods[r.m].recipe, 30)) + (state.batch === 0 ? ` (${r.batch})` : ""));
     const traces = PARTS.map(([name, paint], k) => ({
       type: "bar", orientation: "h", name, x: rows.map((r) => 1e3 * r.parts[k]), y: names, rows, width: 0.62,
       marker: { color: css(paint), line: { color: css("--surface"), width: 1 }, pattern: { shape: rows.map((r) => (r.evidence === "uncalibrated_format" && k !== 1 && k !== 3 ? "/" : "")), fillmode: "overlay", size: 6, solidity: 0.22, fgcolor: css("--surface") } },
@@ -178,7 +178,7 @@ defineChart("ledger", {
     const title = `Bits of one original value at ${tokens(context)} tokens, by what is stored`;
     if (!rows.length) return { title, empty: "No method in colour can hold this model's cache." };
     rows.sort((a, b) => a.cache.bits - b.cache.bits);
-    const names = rows.map((r) => short(D.methods[r.m].recipe, 30));
+    const names = rows.map((r) => esc(short(D.methods[r.m].recipe, 30)));
     const bits = (r, k) => r.entries.filter((e) => e.kind === k).reduce((sum, e) => sum + e.bits, 0);
     const card = (r) => ({ html: () => `<h4>${swatch(r.m, slotOf(r.m), false)} ${esc(D.methods[r.m].recipe)}</h4><p>${num(r.cache.bits, 4)} bits a value, ${tokens(context)} tokens</p><dl>${r.entries.map((e) => `<dt>${esc(e.component)}${e.side === "both" ? "" : `, ${e.side}`}</dt><dd>${num(e.bits, 3)} bits <span>${gib(e.bytes)}</span></dd>`).join("")}</dl><p class="from">counted by the method's ledger formula</p>` });
     const traces = kinds().map(([name, paint], k) => ({ type: "bar", orientation: "h", name, x: rows.map((r) => bits(r, k)), y: names, rows: rows.map(card), width: 0.62, marker: { color: css(paint), line: { color: css("--surface"), width: 1 } } })).filter((t) => t.x.some((v) => v > 0));
@@ -197,9 +197,9 @@ const KERNELS = [["decode_attention", "decode attention", 1], ["prefill_attentio
 defineChart("measured", {
   title: "Predicted against measured",
   build() {
-    const rows = D.measurements.filter((m) => known(m.predicted));
+    const rows = D.measurements.filter((m) => known(m.predicted) && m.predicted > 0 && m.value > 0 && KERNELS.some(([kind]) => kind === m.kind));
     const title = "Predicted against measured kernel times";
-    if (!rows.length) return { title, empty: "The store holds no measurements: `kvatlas validate --db FILE` puts predictions beside published timings there." };
+    if (!rows.length) return { title, empty: "The store holds no measurements: `kvatlas validate --db FILE` puts predictions beside measured timings there." };
     const us = (s) => 1e6 * s;
     const all = rows.flatMap((m) => [us(m.value), us(m.predicted)]), axis = () => logAxis(all, logTicks, (v) => (v >= 1000 ? `${num(v / 1000)} ms` : `${num(v)} µs`), 0.04);
     const [low, high] = spanOf(all, 0.04);
@@ -210,7 +210,7 @@ defineChart("measured", {
         rows: part.map((m) => ({ html: () => `<h4>${esc(m.gpu)}</h4><p>${esc(name)}: ${esc(m.setup)}</p><dl><dt>measured</dt><dd><b>${num(us(m.value))} µs</b></dd><dt>predicted</dt><dd>${num(us(m.predicted))} µs <span>80 %: ${num(us(m.low))} – ${num(us(m.high))}</span></dd><dt>kernel</dt><dd>${esc(m.profile)}</dd></dl><p class="from">${esc(m.provenance)}: ${esc(m.source)}</p>` })) });
     }
     return {
-      title, note: `${D.meta.measurements_total > rows.length ? `${whole(rows.length)} of ${whole(D.meta.measurements_total)}` : whole(rows.length)} published timings of kernels; on the dotted line a prediction is exact.${D.validation.some((r) => r.kind.startsWith("e2e_")) ? "" : " Runs of whole models are not in this store."}`, height: 400, traces, legend: KERNELS.map(([, name, slot]) => [name, `--s${slot}`]), layout: layoutOf(axis(), axis(), { annotations: axisTitles("measured", "predicted") }),
+      title, note: `${D.meta.measurements_total > rows.length ? `${whole(rows.length)} of ${whole(D.meta.measurements_total)} timings of kernels, as many of each kernel and GPU as there are` : `${whole(rows.length)} timings of kernels`} (${[...new Set(rows.map((m) => m.source))].slice(0, 3).join(", ")}); on the dotted line a prediction is exact.${D.validation.some((r) => r.kind.startsWith("e2e_")) ? " Runs of whole models: the second table below." : " Runs of whole models are not in this store."}`, height: 400, traces, legend: KERNELS.map(([, name, slot]) => [name, `--s${slot}`]), layout: layoutOf(axis(), axis(), { annotations: axisTitles("measured", "predicted") }),
       table: { columns: ["kind", "gpu", "kernel", "setup", "measured µs", "predicted µs"], rows: rows.map((m) => [m.kind, m.gpu, m.profile, m.setup, us(m.value), us(m.predicted)]) },
     };
   },

@@ -2,7 +2,7 @@
 
 const ROW_COLUMNS = [
   ["method", 0, (r) => D.methods[r.m].recipe], ["family", 0, (r) => D.methods[r.m].family], ["context", 1, (r) => r.context], ["batch", 1, (r) => r.batch ?? r.flight], ["throughput", 1, (r) => r.value],
-  ["low", 1, (r) => r.low], ["high", 1, (r) => r.high], ["over plain", 1, (r) => r.gain], ["decode only", 1, (r) => r.decode], ["size factor", 1, (r) => r.size], ["cache GiB", 1, (r) => r.cache / 2 ** 30], ["peak GiB", 1, (r) => r.peak / 2 ** 30],
+  ["low", 1, (r) => r.low], ["high", 1, (r) => r.high], ["over plain", 1, (r) => r.gain], ["same batch or decode only", 1, (r) => r.decode], ["size factor", 1, (r) => r.size], ["cache GiB", 1, (r) => r.cache / 2 ** 30], ["peak GiB", 1, (r) => r.peak / 2 ** 30],
   ["step ms", 1, (r) => 1e3 * r.step], ["bound by", 0, (r) => boundName(r.bound)], ["evidence", 0, (r) => evidenceName(r.evidence)],
 ];
 const rowsView = { by: 4, down: true, page: 0, what: "question" };
@@ -34,7 +34,7 @@ function drawRows() {
   const shown = keyed.slice(50 * rowsView.page, 50 * rowsView.page + 50).map(([, r]) => r);
   box.innerHTML = `<div class="tools"><select id="rows-what" aria-label="which rows">${option("question", `settings that answer the question (${questionRows().rows.length})`, rowsView.what === "question")}${D.points.context.length ? option("steps", `every drawn decode step of this model and GPU (${whole(stepsInScopeOfPair().length)})`, rowsView.what === "steps") : ""}</select>
     <button id="rows-csv">Save as CSV</button><span class="grow"></span><button id="rows-back" ${rowsView.page === 0 ? "disabled" : ""} aria-label="previous page">‹</button><span>${whole(rowsView.page + 1)} of ${whole(pages)}</span><button id="rows-on" ${rowsView.page + 1 >= pages ? "disabled" : ""} aria-label="next page">›</button></div>
-    <div class="scroll" tabindex="0" role="region" aria-label="rows, scrolls"><table id="rows-table"><thead><tr>${ROW_COLUMNS.map(([name, n], i) => `<th scope="col"${n ? ' class="n"' : ""} aria-sort="${rowsView.by === i ? (rowsView.down ? "descending" : "ascending") : "none"}"><button data-by="${i}">${name === "throughput" ? (rowsView.what === "question" ? valueName() : "tokens/s") : name}</button></th>`).join("")}<th></th></tr></thead>
+    <div class="scroll" tabindex="0" role="region" aria-label="rows, scrolls"><table id="rows-table"><thead><tr>${ROW_COLUMNS.map(([name, n], i) => `<th scope="col"${n ? ' class="n"' : ""} aria-sort="${rowsView.by === i ? (rowsView.down ? "descending" : "ascending") : "none"}"><button data-by="${i}">${name === "throughput" ? (rowsView.what === "question" ? valueName() : "tokens/s") : name === "same batch or decode only" ? (rowsView.what === "question" ? sameName() : "same batch") : name}</button></th>`).join("")}<th></th></tr></thead>
     <tbody>${shown.map((r, k) => `<tr>${ROW_COLUMNS.map(([name, n, cell], i) => { const v = cell(r); return i === 0 ? `<th scope="row">${swatch(r.m, slotOf(r.m), isHatched(r))} ${esc(v)}</th>` : `<td${n ? ' class="n"' : ""}>${n ? (name === "context" && known(v) ? tokens(v) : num(v)) : esc(v)}</td>`; }).join("")}<td class="do"><button data-copy-row="${k}" title="copy the command line">copy</button></td></tr>`).join("")}</tbody></table></div>`;
   $("#rows-what").onchange = (e) => { rowsView.what = e.target.value; rowsView.page = 0; drawRows(); };
   $("#rows-back").onclick = () => { --rowsView.page; drawRows(); };

@@ -9,14 +9,16 @@ Reads the store that `kvatlas sweep` writes and draws what it holds; no figure i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Dict, Optional, Union
 
+from .errors import StoreError
 from .page import build
-from .reader import StoreError, read
+from .reader import read
 
 __all__ = ["report", "read", "StoreError"]
 
@@ -27,12 +29,14 @@ def report(db: Union[str, Path], out: Union[str, Path] = "report.html", *, point
 
     db       the store
     out      the page; replaced when it is there
-    points   most decode steps that the page carries; beyond, contexts and batches are thinned, and the page says so
+    points   most decode steps that the page carries, 1000 to 1000000; beyond, contexts and batches are thinned, and the page says so
     title    of the page; the store's name without one
     figures  a folder: the figures also as SVG and PNG there (needs matplotlib)
     returns  {db, out, bytes, points, drawn, workloads, figures}
     raises   StoreError with one sentence: no store, a newer one, no Plotly, no matplotlib
     """
+    if isinstance(points, bool) or not isinstance(points, int) or not 1000 <= points <= 1_000_000:
+        raise StoreError(f"points is {points!r}, must be a whole number from 1000 to 1000000")
     data = read(db, points)
     text = build(data, title)
     path = Path(out)
@@ -41,6 +45,8 @@ def report(db: Union[str, Path], out: Union[str, Path] = "report.html", *, point
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
     drawn = []
     if figures is not None:

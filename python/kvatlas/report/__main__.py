@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("-o", "--out", default="report.html", metavar="FILE", help="page to write (default report.html)")
     parser.add_argument("--figures", metavar="FOLDER", help="also write the figures as SVG and PNG (needs matplotlib)")
     parser.add_argument("--points", type=int, default=100_000, metavar="N", help="most decode steps that the page carries (default 100000)")
-    parser.add_argument("--title", metavar="TEXT")
+    parser.add_argument("--title", metavar="TEXT", help="title of the page (default: the store's name)")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     arguments = parser.parse_args()
     try:

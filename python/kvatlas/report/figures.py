@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
-from .pick import KINDS, lit, opening, tokens_text, workload_text
-from .reader import StoreError
+from .errors import StoreError
+from .pick import KINDS, lit, opening, strongest, tokens_text, workload_text
 
 COLOURS = ("#1c1c1a", "#2a78d6", "#e0622c", "#189a6b", "#d99000", "#d6608f", "#4a3aa7", "#00838f")
 MARKERS = {"baseline": "o", "quantization": "s", "eviction": "D", "retrieval": "^", "coding": "p", "merging": "h", "transform": "v", "lowrank": "P",
@@ -57,7 +57,7 @@ class _View:
     def __init__(self, data: Dict[str, Any]):
         view = opening(data)
         if view is None:
-            raise StoreError("the store holds no predictions to draw")
+            raise StoreError("the store holds no prediction that fits, so there is nothing to draw")
         self.data, self.view, self.lit = data, view, lit(view)
         self.colour = {r["configuration"]: COLOURS[i] for i, r in enumerate(self.lit)}
         p = data["points"]
@@ -313,7 +313,7 @@ def measured(data: Dict[str, Any], plt: Any) -> Any:
     _log_axis(ax.xaxis, _number, 10)
     _log_axis(ax.yaxis, _number, 10)
     ax.legend(loc="upper left", fontsize=8)
-    _finish(ax, "Predicted against measured", f"{len(rows)} published timings of kernels", "measured, microseconds", "predicted, microseconds")
+    _finish(ax, "Predicted against measured", f"{len(rows):,} of {data['meta']['measurements_total']:,} timings of kernels, as many of each kernel and GPU", "measured, microseconds", "predicted, microseconds")
     return figure
 
 
@@ -321,13 +321,7 @@ def quality(data: Dict[str, Any], plt: Any) -> Any:
     """Throughput against retained quality, where both are of one model."""
     v = _View(data)
     slug = data["models"][v.view["model"]]["slug"]
-    best: Dict[str, Dict[str, Any]] = {}
-    for q in data["quality"]:  # the strongest grade counts, and within it the worst figure
-        if q["model"] == slug and q["quality_model"] == slug and q["retained"] is not None:
-            have = best.get(q["recipe"])
-            key = ("MPCFX".index(q["grade"]), q["retained"])
-            if have is None or key < ("MPCFX".index(have["grade"]), have["retained"]):
-                best[q["recipe"]] = q
+    best = {recipe: q for recipe, q in strongest(data["quality"], slug).items() if q["quality_model"] == slug}
     figure, ax = plt.subplots(figsize=(7.0, 4.2))
     named: List[Tuple[float, float, str]] = []
     for r in v.view["rows"]:
@@ -362,7 +356,10 @@ def draw_all(data: Dict[str, Any], folder: Union[str, Path], formats: Sequence[s
         ("memory", memory, bool(data["points"]["configuration"])), ("breakeven", breakeven, any(s is not None for s in data["points"]["speedup"])),
         ("ledger", ledger, bool(data["ledgers"]["model"])), ("measured", measured, any(m.get("predicted") is not None for m in data["measurements"]))]
     out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{out}: cannot be made ({error.strerror})") from None
     written = []
     for name, draw, present in wanted:
         if not present:

@@ -10,6 +10,8 @@ import sys
 import zlib
 from typing import Any, Dict, List, Tuple
 
+from .errors import StoreError
+
 # Tables whose columns travel as arrays; the width of each column that is not a 32-bit float.
 _INTEGERS = {
     "configurations": {"model": "H", "gpu": "H", "method": "H", "scenario": "H", "plan": "B"},
@@ -25,6 +27,8 @@ _SIDES = ("both", "key", "value")
 def _column(code: str, values: Any) -> bytes:
     """Little-endian bytes, plane by plane: equal bytes of neighbours stand together and compress three times better."""
     if code == "f":
+        if any(v is not None and math.isinf(v) for v in values):
+            raise ValueError("an infinite figure")
         values = [math.nan if v is None else v for v in values]
     packed = array.array(code, values)
     if sys.byteorder == "big":
@@ -32,6 +36,10 @@ def _column(code: str, values: Any) -> bytes:
     raw = packed.tobytes()
     width = packed.itemsize
     return raw if width == 1 else b"".join(raw[i::width] for i in range(width))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else "a value out of range" if isinstance(error, OverflowError) else "an empty cell or a text where a number belongs"
 
 
 def pack(data: Dict[str, Any]) -> str:
@@ -43,16 +51,25 @@ def pack(data: Dict[str, Any]) -> str:
     for table, integers in _INTEGERS.items():
         columns = dict(data[table])
         if table == "ledgers":
+            unknown = next((s for s in columns["side"] if s not in _SIDES), None)
+            if unknown is not None:
+                raise StoreError(f"the column side of ledgers cannot be drawn: it holds {unknown!r}, allowed are {', '.join(_SIDES)}")
             columns["side"] = [_SIDES.index(s) for s in columns["side"]]
             integers = {**integers, "side": "B"}
         placed: Dict[str, Tuple[str, int, int]] = {}
         for name, values in columns.items():
             code = integers.get(name, "f")
-            raw = _column(code, values)
+            try:
+                raw = _column(code, values)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise StoreError(f"the column {name} of {table} cannot be drawn: it holds {_reason(error)}") from None
             placed[name] = (code, at, len(values))
             body.append(raw)
             at += len(raw)
         header["columns"][table] = placed
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    try:
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+    except (ValueError, TypeError):
+        raise StoreError("a figure of quality, validation, measurements or claims is infinite or no number: it cannot be drawn") from None
     blob = len(text).to_bytes(4, "little") + text + b"".join(body)
     return base64.b64encode(zlib.compress(blob, 9)).decode()

@@ -6,13 +6,14 @@ import base64
 import html
 import importlib.util
 import os
+import re
 import zlib
 from pathlib import Path
 from typing import Any, Dict, Optional
 
+from .errors import StoreError
 from .pack import pack
 from .pick import advised, opening, speakers
-from .reader import StoreError
 
 SCRIPTS = ("data.js", "format.js", "state.js", "select.js", "draw.js", "charts.js", "steps.js", "panels.js", "table.js", "main.js")
 # Where Debian's python3-plotly and a few others keep the library; the PyPI package is asked first.
@@ -49,11 +50,11 @@ def _summary(data: Dict[str, Any]) -> str:
     """Question, answer and first rows as plain HTML, for readers without JavaScript."""
     view = opening(data)
     if view is None:
-        return "<p>The store holds no predictions.</p>"
+        return "<p>The store holds no prediction that fits.</p>"
     best = advised(view)
     rows = "".join(f"<tr><td>{i + 1}</td><td>{html.escape(r['recipe'])}</td><td>{r['value']:.4g}</td><td>{r['low']:.4g} to {r['high']:.4g}</td><td>{r['size_factor']:.4g}x</td></tr>"
                    for i, r in enumerate([r for r in speakers(view) if r["deployable"]][:5]))
-    return (f"<h1>{html.escape(view['question'])}</h1><p>{html.escape(best['recipe'] if best else 'The plain cache: full')}</p><table><tr><th>#</th><th>method</th><th>{view['metric']}</th><th>80 % interval</th><th>size factor</th></tr>{rows}</table>"
+    return (f"<h1>{html.escape(view['question'])}</h1><p>{html.escape(best['recipe'] if best else 'The plain cache: full')}</p><table><tr><th>#</th><th>method</th><th>{html.escape(view['metric'])}</th><th>80 % interval</th><th>size factor</th></tr>{rows}</table>"
             "<p>Charts, filters and comparisons need JavaScript.</p>")
 
 
@@ -69,6 +70,5 @@ def build(data: Dict[str, Any], title: Optional[str] = None) -> str:
         "SCRIPT": "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS),
     }
     text = (folder / "page.html").read_text(encoding="utf-8")
-    for name, value in parts.items():
-        text = text.replace(f"@{name}@", value, 1)
-    return text
+    # One pass: what a part holds is never read as a place for another.
+    return re.sub(f"@({'|'.join(parts)})@", lambda place: parts[place[1]], text)

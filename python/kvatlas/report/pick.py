@@ -6,7 +6,8 @@ from typing import Any, Dict, List, Optional, Tuple
 
 LIT = 8  # series in colour, the plain cache among them
 
-# What components of a ledger are, for stacked bars; what is not named is state.
+# What components of a ledger are, for stacked bars. A test holds this table against the program's and against the components that methods write;
+# a component that a newer program wrote and this table lacks is drawn as state.
 KINDS = ("codes", "scales and zeros", "codebooks", "indices", "newest tokens, plain", "plain rows", "state")
 _COMPONENTS = (
     "codes blocks streams coefficients values factors low_rank radii salient trits signs outlier_signs",
@@ -14,7 +15,8 @@ _COMPONENTS = (
     "codebook codebooks cdf basis balancer",
     "index indices labels channels lengths page_max page_min summaries tree positions bitmap bitmaps offsets outlier_index outlier_channels important order header",
     "residual edge_rows",
-    "rows shared_rows sink_rows sinks partial outliers")
+    "rows shared_rows sink_rows thin_rows sinks partial outliers",
+    "state clock limit mass queries last_seen interval history poison")
 _KIND_OF = {name: kind for kind, names in enumerate(_COMPONENTS) for name in names.split()}
 
 
@@ -54,7 +56,7 @@ def _served(data: Dict[str, Any]) -> Optional[Tuple[int, int, int]]:
 
 
 def opening(data: Dict[str, Any], model: Optional[int] = None, gpu: Optional[int] = None) -> Optional[Dict[str, Any]]:
-    """{question, metric, model, gpu, workload or context, rows}; None when the store has no prediction.
+    """{question, metric, model, gpu, workload or context, rows}; None when the store has no row that answers it.
 
     rows   one a setting: method (place), recipe, family, deployable, value, low, high, gain over the plain cache, size_factor, evidence, forgets
            (None: the store does not say), judged (its quality is known), best first
@@ -64,6 +66,8 @@ def opening(data: Dict[str, Any], model: Optional[int] = None, gpu: Optional[int
     rows: List[Dict[str, Any]] = []
 
     def add(cfg: int, value: float, low: float, high: float, gain: Optional[float], size: float, evidence: int) -> None:
+        if value is None or low is None or high is None or size is None:
+            return  # a row without its figures has no rank
         m = methods[c["method"][cfg]]
         rows.append({"method": c["method"][cfg], "configuration": cfg, "recipe": m["recipe"], "slug": m["slug"], "family": m["family"], "deployable": m["deployable"],
                      "value": value, "low": low, "high": high, "gain": gain, "size_factor": size, "evidence": data["evidences"][evidence]})
@@ -81,7 +85,11 @@ def opening(data: Dict[str, Any], model: Optional[int] = None, gpu: Optional[int
         p = data["points"]
         contexts = sorted(set(p["context"]))
         context = 32768 if 32768 in contexts else contexts[len(contexts) // 2]
-        at_model, at_gpu = model or 0, gpu or 0
+        # The first model and GPU of which a step fits.
+        fits = ((c["model"][cfg], c["gpu"][cfg]) for i, cfg in enumerate(p["configuration"])
+                if p["context"][i] == context and p["fits"][i] and (c["scenario"][cfg], c["plan"][cfg]) == (0, _ideal(data)))
+        at_model, at_gpu = next(fits, (0, 0))
+        at_model, at_gpu = at_model if model is None else model, at_gpu if gpu is None else gpu
         best: Dict[int, int] = {}
         for i, cfg in enumerate(p["configuration"]):
             if p["context"][i] == context and p["fits"][i] and (c["model"][cfg], c["gpu"][cfg], c["scenario"][cfg], c["plan"][cfg]) == (at_model, at_gpu, 0, _ideal(data)):
@@ -91,18 +99,33 @@ def opening(data: Dict[str, Any], model: Optional[int] = None, gpu: Optional[int
             add(cfg, p["tokens_per_s"][i], p["batch"][i] / p["high_s"][i], p["batch"][i] / p["low_s"][i], p["throughput_gain"][i], p["size_factor"][i], p["evidence"][i])
         what = f"decoding at {tokens_text(context)} tokens of context (prefill excluded)"
         view = {"metric": "tokens/s", "workload": None, "context": context}
-    else:
+    if not rows:
         return None
     wanted = view["context"] or data["workloads"][view["workload"]]["prompt"] + data["workloads"][view["workload"]]["output"]
     contexts = sorted(set(data["caches"]["context"]))
     ledger_context = max((n for n in contexts if n <= wanted), default=contexts[0] if contexts else None)
     forgets = {m: f for k, m, n, f in zip(*(data["caches"][name] for name in ("model", "method", "context", "forgets"))) if k == at_model and n == ledger_context}
-    judged = {q["recipe"] for q in data["quality"] if q["model"] == data["models"][at_model]["slug"] and q["retained"] is not None}
+    judged = strongest(data["quality"], data["models"][at_model]["slug"])
     for r in rows:
         r["forgets"], r["judged"] = forgets.get(r["method"]), r["recipe"] in judged
     rows.sort(key=lambda r: (-r["value"], r["method"]))
     view.update(question=f"What should {data['models'][at_model]['name']} run on one {data['gpus'][at_gpu]['name']} for {what}?", model=at_model, gpu=at_gpu, rows=rows)
     return view
+
+
+GRADES = ("M", "P", "C", "F", "X")  # from the strongest to the weakest
+
+
+def strongest(quality: List[Dict[str, Any]], model: str) -> Dict[str, Dict[str, Any]]:
+    """The figure that counts for each recipe on a model: judged on this model before others, then the strongest grade, then the worst figure."""
+    best: Dict[str, Tuple[Tuple[bool, int, float], Dict[str, Any]]] = {}
+    for q in quality:
+        if q["model"] != model or q["retained"] is None or q["grade"] not in GRADES:
+            continue
+        rank = (q["quality_model"] != model, GRADES.index(q["grade"]), q["retained"])
+        if q["recipe"] not in best or rank < best[q["recipe"]][0]:
+            best[q["recipe"]] = (rank, q)
+    return {recipe: q for recipe, (_, q) in best.items()}
 
 
 def speakers(view: Dict[str, Any]) -> List[Dict[str, Any]]:

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from .errors import StoreError
 from .pick import KINDS, kind_of
 
 APPLICATION_ID = 0x6B766174  # in the header of every store
@@ -17,12 +18,9 @@ POINT_FIGURES = ("step_s", "low_s", "high_s", "attention_s", "matrix_s", "method
 WORKLOAD_FIGURES = ("requests_per_s", "low_requests_per_s", "high_requests_per_s", "tokens_per_s", "ttft_s", "tpot_s", "prefill_s",
                     "step_s", "concurrency", "speedup", "speedup_decode_only", "size_factor", "cache_bytes", "peak_bytes",
                     "energy_j_per_token", "usd_per_mtok")
+MOST_MEASUREMENTS = 5000  # that the page carries
 # What a configuration's canonical text has beside these is its scenario: weights, engine, parallelism, ...
 _NOT_SCENARIO = ("model", "gpu", "method", "plan")
-
-
-class StoreError(Exception):
-    """The file is no store that can be drawn; the message is one sentence."""
 
 
 class Store:
@@ -36,13 +34,13 @@ class Store:
             self.db = sqlite3.connect(self.path.resolve().as_uri() + "?mode=ro", uri=True)
             application = self.db.execute("PRAGMA application_id").fetchone()[0]
             self.version = self.db.execute("PRAGMA user_version").fetchone()[0]
+            self.tables = {name for (name,) in self.db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except sqlite3.Error as error:
             raise StoreError(f"{path}: cannot be read as a store ({error})") from None
         if application != APPLICATION_ID:
             raise StoreError(f"{path}: not a kvatlas store, an SQLite database of something else")
         if self.version > NEWEST_SCHEMA:
             raise StoreError(f"{path}: store version {self.version} is newer than this package's {NEWEST_SCHEMA}; upgrade the package")
-        self.tables = {name for (name,) in self.db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
     def close(self) -> None:
         self.db.close()
@@ -53,12 +51,12 @@ class Store:
     def columns(self, table: str) -> List[str]:
         return [row[1] for row in self.db.execute(f"PRAGMA table_info({table})")]
 
-    def records(self, table: str, order: str = "rowid") -> List[Dict[str, Any]]:
+    def records(self, table: str, order: str = "rowid", where: str = "1") -> List[Dict[str, Any]]:
         """Rows of a small table as dictionaries; empty when this version has no such table."""
         if table not in self.tables:
             return []
         names = [n for n in self.columns(table) if n not in ("id", "key")]
-        return [dict(zip(names, row)) for row in self.rows(f"SELECT {', '.join(names)} FROM {table} ORDER BY {order}")]
+        return [dict(zip(names, row)) for row in self.rows(f"SELECT {', '.join(names)} FROM {table} WHERE {where} ORDER BY {order}")]
 
 
 def _places(ids: Sequence[int]) -> Dict[int, int]:
@@ -70,6 +68,42 @@ def _vocabulary(values: Sequence[Optional[str]]) -> Tuple[List[str], List[int]]:
     names: Dict[str, int] = {}
     places = [255 if v is None else names.setdefault(v, len(names)) for v in values]
     return list(names), places
+
+
+def _object(text: str) -> Dict[str, Any]:
+    """A JSON object of the store."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise json.JSONDecodeError("an object was expected", text, 0)
+    return value
+
+
+def _shares(sizes: Sequence[int], most: int) -> List[int]:
+    """How many of each group are kept, `most` in all: the same number of each, and what small groups leave goes to the larger ones."""
+    kept = [0] * len(sizes)
+    left = min(most, sum(sizes))
+    for done, group in enumerate(sorted(range(len(sizes)), key=lambda g: (sizes[g], g))):
+        kept[group] = min(sizes[group], left // (len(sizes) - done))
+        left -= kept[group]
+    return kept
+
+
+def _measurements(store: Store, most: int) -> Tuple[List[Dict[str, Any]], int]:
+    """At most `most` measurements, as many of every kind and GPU and evenly along each, and how many the store holds."""
+    if "measurements" not in store.tables:
+        return [], 0
+    groups: Dict[Tuple[str, str], List[int]] = {}
+    for row, kind, gpu in store.rows("SELECT rowid, kind, gpu FROM measurements ORDER BY kind, gpu, rowid"):
+        groups.setdefault((kind, gpu), []).append(row)
+    total = sum(len(rows) for rows in groups.values())
+    if total <= most:
+        return store.records("measurements"), total
+    chosen = []
+    for rows, count in zip(groups.values(), _shares([len(rows) for rows in groups.values()], most)):
+        chosen += [rows[k * len(rows) // count] for k in range(count)]
+    store.db.execute("CREATE TEMP TABLE drawn(id INTEGER PRIMARY KEY)")
+    store.db.executemany("INSERT INTO drawn VALUES(?)", ((row,) for row in chosen))
+    return store.records("measurements", where="rowid IN (SELECT id FROM drawn)"), total
 
 
 def _thin(store: Store, most: int) -> Tuple[str, Optional[str]]:
@@ -114,6 +148,10 @@ def read(path: "str | Path", points: int = 100_000) -> Dict[str, Any]:
         return _read(store, points)
     except sqlite3.Error as error:
         raise StoreError(f"{path}: cannot be read as a store ({error})") from None
+    except json.JSONDecodeError as error:
+        raise StoreError(f"{path}: a text that should be JSON is not ({error})") from None
+    except KeyError as error:
+        raise StoreError(f"{path}: a row names the id {error}, which its table does not hold; the store is damaged") from None
     finally:
         store.close()
 
@@ -130,12 +168,14 @@ def _read(store: Store, most: int) -> Dict[str, Any]:
     configurations: Dict[str, List[int]] = {"model": [], "gpu": [], "method": [], "scenario": [], "plan": []}
     configuration_ids = []
     for ident, model, gpu, method, plan, canonical in store.rows("SELECT id, model, gpu, method, plan, canonical FROM configurations ORDER BY id"):
-        rest = {k: v for k, v in json.loads(canonical).items() if k not in _NOT_SCENARIO}
+        rest = {k: v for k, v in _object(canonical).items() if k not in _NOT_SCENARIO}
         scenario = scenarios.setdefault(json.dumps(rest, sort_keys=True), len(scenarios))
         configuration_ids.append(ident)
         for name, value in (("model", model_at[model]), ("gpu", gpu_at[gpu]), ("method", method_at[method]), ("scenario", scenario),
                             ("plan", plans.setdefault(plan, len(plans)))):
             configurations[name].append(value)
+    if not configuration_ids:
+        raise StoreError(f"{store.path}: holds no configuration yet; kvatlas sweep SPEC --db FILE puts some there")
     configuration_at = _places(configuration_ids)
 
     total = store.rows("SELECT count(*) FROM predictions")[0][0]
@@ -185,16 +225,15 @@ def _read(store: Store, most: int) -> Dict[str, Any]:
             for name, value in zip(ledgers, (model_at[model], method_at[method], context, place(components, component), side, count, bits)):
                 ledgers[name].append(value)
 
-    measured = store.records("measurements")
-    stride = max(1, -(-len(measured) // 5000))  # every so many-th is drawn
+    measured, measured_total = _measurements(store, MOST_MEASUREMENTS)
     runs = store.rows("SELECT code_version, shard, state, points, infeasible, spec FROM runs ORDER BY id")
     return {
         "meta": {"db": store.path.name, "schema": store.version, "code_version": (store.rows("SELECT value FROM meta WHERE name = 'code_version'") or [("unknown",)])[0][0],
-                 "points_total": total, "points_drawn": len(rows), "workload_rows": len(served_rows), "thinned": thinned, "measurements_total": len(measured),
-                 "runs": [{"code_version": r[0], "shard": r[1], "state": r[2], "points": r[3], "infeasible": r[4], "spec": json.loads(r[5])} for r in runs]},
+                 "points_total": total, "points_drawn": len(rows), "workload_rows": len(served_rows), "thinned": thinned, "measurements_total": measured_total,
+                 "runs": [{"code_version": r[0], "shard": r[1], "state": r[2], "points": r[3], "infeasible": r[4], "spec": _object(r[5])} for r in runs]},
         "models": [dict(zip(("identity", "slug", "name", "source"), r[1:])) for r in models],
         "gpus": [dict(zip(("identity", "slug", "name"), r[1:])) for r in gpus],
-        "methods": [dict(zip(("recipe", "slug", "family", "params", "deployable"), (*r[1:4], json.loads(r[4]), r[5]))) for r in methods],
+        "methods": [dict(zip(("recipe", "slug", "family", "params", "deployable"), (*r[1:4], _object(r[4]), r[5]))) for r in methods],
         "scenarios": [json.loads(s) for s in scenarios], "plans": list(plans),
         "kinds": list(KINDS), "kind_of_component": [kind_of(c) for c in components],
         "bounds": all_bounds, "evidences": all_evidences, "sentences": list(sentences), "components": components,
@@ -202,5 +241,5 @@ def _read(store: Store, most: int) -> Dict[str, Any]:
         "workloads": [dict(zip(("key", "prompt", "output", "prefix_hit", "turns", "rate", "concurrency", "slo_ttft_s", "slo_tpot_s"), r[1:])) for r in workloads],
         "served": served, "infeasible": infeasible, "caches": caches, "ledgers": ledgers,
         "quality": store.records("quality"), "validation": store.records("validation", "kind, gpu, profile, kv_dtype, subset"),
-        "measurements": measured[::stride], "claims": store.records("claims"),
+        "measurements": measured, "claims": store.records("claims"),
     }

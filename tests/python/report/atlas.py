@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sqlite3
@@ -104,7 +105,8 @@ def make_store(path: Path, *, evidence: bool = True, workloads: bool = True, ver
 def add_evidence(db: sqlite3.Connection, version: int, quality_model: str) -> None:
     for recipe, retained, grade in (("kivi", 0.991, "M"), ("kivi:bits=4", 0.999, "M"), ("snapkv", 0.95, "X"), ("streaming_llm", 0.7, "M"), ("pyramidkv", 0.93, "X"), ("fp8_kv", 0.9995, "P")):
         db.execute("INSERT INTO quality(model, recipe, quality_model, metric, value, retained, context, protocol, n, ci95_low, ci95_high, grade, source, provenance) "
-                   "VALUES('small-8b', ?, ?, 'top1_agreement', ?, ?, 4096, 'a', 512, ?, ?, ?, 'a test', 'measured')", (recipe, quality_model, retained, retained, retained - 0.01, retained + 0.005, grade))
+                   "VALUES('small-8b', ?, ?, 'top1_agreement', ?, ?, 4096, 'a', 512, ?, ?, ?, 'a test', 'measured')",
+                   (recipe, quality_model, figure := retained if recipe == "kivi" else 0.8 * retained, retained, figure - 0.01, figure + 0.005, grade))  # the interval is the figure's, which is not what is retained
     columns = {row[1] for row in db.execute("PRAGMA table_info(claims)")}
     for method, published, ours, verdict in (("kivi", 2.6, 2.7, "reproduced"), ("snapkv", 3.6, 1.9, "not_reproduced"), ("quest", 7.0, None, "undetermined")):
         db.execute("INSERT INTO claims(method, metric, published, ours, setup, verdict, why, source, provenance) VALUES(?, 'speedup', ?, ?, 'context 32768 <batch 1>', ?, 'a test', 'arXiv 0000.00000', 'computed')",
@@ -122,7 +124,36 @@ def add_evidence(db: sqlite3.Connection, version: int, quality_model: str) -> No
                 db.execute("INSERT INTO ledgers VALUES(1, ?, ?, ?, 'both', 'token', ?, ?)", (t + 1, context, component, int(context * 8192 * amount), amount))
     for subset in ("all", "cold"):
         db.execute("INSERT INTO validation VALUES('decode_attention', '*', '*', '*', ?, 40, 0.03, 0.05, 0.1, 0.001, 0.8, 0.2, 0.3, 0.2)", (subset,))
+    for kind, gpu, profile, coverage in (("e2e_ttft", "*", "*", 0.23), ("e2e_tpot", "*", "*", 0.82), ("e2e_tpot", "H200", "vllm-0.9:Small-8B", 0.85)):
+        db.execute("INSERT INTO validation VALUES(?, ?, ?, 'bf16', 'all', 12, 0.1, 0.2, 0.3, -0.1, ?, 0.2, 0.7, 0.6)", (kind, gpu, profile, coverage))
     for i in range(40):
         seconds = 1e-5 * 1.3 ** i
         db.execute("INSERT INTO measurements(kind, gpu, profile, setup, value, unit, source, provenance, subset, predicted, low, high) VALUES(?, 'H200', 'vllm:flash', ?, ?, 's', 'a test', 'measured', 'cold', ?, ?, ?)",
                    (("decode_attention", "gemm")[i % 2], f"shape {i}", seconds, seconds * (1.03 if i % 3 else 0.96), seconds * 0.9, seconds * 1.1))
+
+
+POISON = """<img src=x onerror="window.pwned=1">'"</script>@DATA@@PLOTLY@&~%"""
+
+
+def poison(path: Path) -> Path:
+    """Puts markup, quotes, the end of a script and the page's own place names into every text that the store lets be free."""
+    db = sqlite3.connect(path)
+    keep = {("configurations", "canonical"), ("methods", "params"), ("runs", "spec"), ("models", "config"), ("workloads", "canonical"), ("ledgers", "side"), ("methods", "recipe")}
+    for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'").fetchall():
+        for _, name, kind, *_rest in db.execute(f"PRAGMA table_info({table})").fetchall():
+            if kind != "TEXT" or (table, name) in keep or (table == "meta" and name == "key"):
+                continue
+            with contextlib.suppress(sqlite3.IntegrityError):  # a column of few allowed words holds no markup
+                some = f"{name} NOT IN ('*', 'all', 'cold', 'decode_attention')" if table in ("validation", "measurements") else "1"  # what the page looks rows up by
+                db.execute(f"UPDATE {table} SET {name} = {name} || ? WHERE {some}", (POISON,))
+    for table, name in (("configurations", "canonical"), ("methods", "params"), ("runs", "spec")):
+        for ident, text in db.execute(f"SELECT id, {name} FROM {table}").fetchall():
+            value = json.loads(text)
+            value[POISON] = POISON
+            if table == "runs":
+                value["name"] = value["comment"] = POISON
+            db.execute(f"UPDATE {table} SET {name} = ? WHERE id = ?", (json.dumps(value), ident))
+    db.execute("UPDATE methods SET recipe = recipe || ? WHERE recipe <> 'full'", (POISON,))
+    db.commit()
+    db.close()
+    return path

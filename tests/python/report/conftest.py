@@ -15,6 +15,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "large: makes or opens a store of 100,000 decode steps")
+
+
 def _load_report() -> None:
     """The report is pure Python: it is tested from the source tree, without the compiled package, under the name `report`."""
     folder = HERE.parents[2] / "python" / "kvatlas" / "report"

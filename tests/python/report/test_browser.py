@@ -294,6 +294,102 @@ def test_what_an_older_store_lacks_is_a_sentence(browser: Any, tmp_path: Path) -
     o.context.close()
 
 
+def drawn(browser: Any, tmp_path: Path, address: str = "", change: str = "", **options: Any) -> Opened:
+    """The page of a store made for one test; `change`: SQL on it first."""
+    import sqlite3
+
+    from atlas import make_store
+    from report import report
+    from report.page import plotly_file
+    try:
+        plotly_file()
+    except Exception as error:
+        pytest.skip(str(error))
+    store = make_store(tmp_path / "a.sqlite", **options)
+    db = sqlite3.connect(store)
+    db.executescript("PRAGMA foreign_keys = OFF;" + change)
+    db.close()
+    report(store, tmp_path / "a.html")
+    return Opened(browser, tmp_path / "a.html", address)
+
+
+def every_part(o: Opened) -> None:
+    for y in range(0, o.page.evaluate("document.body.scrollHeight"), 600):
+        o.page.evaluate("y => window.scrollTo(0, y)", y)
+        o.page.wait_for_timeout(100)
+
+
+def test_text_of_a_store_is_never_markup(browser: Any, tmp_path: Path) -> None:
+    from atlas import POISON, make_store, poison
+    from report import report
+    report(poison(make_store(tmp_path / "a.sqlite")), tmp_path / "a.html", title=POISON)
+    o = Opened(browser, tmp_path / "a.html")
+    every_part(o)
+    o.page.click('#top tr[data-m] button[data-do="a"]')
+    o.page.fill("#why-input", "<img")
+    o.page.focus("#tradeoff .plot")
+    o.page.keyboard.press("Home")
+    assert o.page.title() == POISON and POISON in o.text("#answer") and POISON in o.text("#compare-table") and "<img" in o.text("#why-answer") and POISON in o.text("#claims-box")
+    assert o.page.evaluate("[window.pwned === undefined, document.querySelectorAll('img').length]") == [True, 0]
+    address = o.page.evaluate("new Promise((r) => setTimeout(() => r(location.hash), 200))")
+    again = Opened(browser, tmp_path / "a.html", address)
+    assert again.text("#compare-table") == o.text("#compare-table") and again.page.evaluate("window.pwned === undefined")
+    assert o.complaints == [] and again.complaints == [] and o.requests == []
+    again.context.close()
+    o.context.close()
+
+
+def test_quality_of_another_model_is_said_wherever_it_stands(browser: Any, tmp_path: Path) -> None:
+    o = drawn(browser, tmp_path, quality_model="tiny-1b")
+    assert "measured on tiny-1b, another model" in o.text("#answer")
+    assert "judged on tiny-1b" in o.text("#top")
+    # The store's interval is the figure's; it is drawn only where that figure is the one on the axis.
+    o.see("#quality")
+    o.page.wait_for_selector("#quality .main-svg")
+    whiskers = o.page.evaluate("() => Object.fromEntries(document.querySelector('#quality .plot').data.flatMap((t) => t.y.map((name, i) => [name, t.error_x.array[i] > 0])))")
+    assert whiskers == {"kivi": True, "kivi:bits=4": False, "snapkv": False, "streaming_llm": False, "pyramidkv": False, "fp8_kv": False}
+    assert "Whiskers: 95 % interval, where the store has it of the drawn figure" in o.text("#quality .sentence")
+    assert o.complaints == []
+    o.context.close()
+
+
+def test_quality_of_the_model_itself_goes_first_on_the_page(browser: Any, tmp_path: Path) -> None:
+    row = "INSERT INTO quality(model, recipe, quality_model, metric, value, retained, context, protocol, n, grade, source, provenance) VALUES('small-8b', 'streaming_llm', 'tiny-1b', 'x', 0.1, 0.1, 1, 'a', 1, 'M', 's', 'measured');"
+    o = drawn(browser, tmp_path, change=row + "UPDATE quality SET grade = 'X' WHERE recipe = 'streaming_llm' AND quality_model = 'small-8b'")
+    assert "It retains 0.7 of the plain cache's quality (proxy on small-8b)" in o.text("#answer")
+    assert o.complaints == []
+    o.context.close()
+
+
+def test_runs_of_whole_models_have_a_table_and_bad_coverage_is_said(opened: Opened) -> None:
+    opened.see("#validation")
+    text = opened.text("#validation")
+    assert "Runs of whole models" in text and "it held time to the first token 23 % of the measured values. The others: time per output token 82 %." in text
+    assert opened.page.locator("#runs-table tbody tr").count() == 3 and opened.page.locator("#runs-table .off").count() == 1
+    assert "vllm-0.9" in opened.text("#runs-table") and "The 80 % interval holds: decode attention (cold) 80 %." in text
+    assert "of measured runs of whole models they hold 23 %" in opened.text("#about-box")
+
+
+def test_sentences_of_the_answer_say_what_is_so(browser: Any, tmp_path: Path) -> None:
+    # No plain cache in the sweep, one offered method that forgets tokens and that nobody judged.
+    o = drawn(browser, tmp_path, "#family=eviction", change="DELETE FROM quality; DELETE FROM workload_predictions WHERE configuration IN (SELECT c.id FROM configurations c JOIN methods m ON m.id = c.method WHERE m.recipe = 'full')")
+    text = o.text("#answer")
+    assert text.startswith("streaming_llm") and "it forgets tokens and nobody has judged its quality here" in text and "Research only" not in text
+    assert "The file has no row of the plain cache for this question." in text and "does not fit" not in text
+    o.page.evaluate("location.hash = '#family=none'")
+    o.page.wait_for_function("document.querySelector('#answer').textContent.includes('Nothing passes the filters')")
+    assert "Nothing in this file" not in o.text("#answer") and o.complaints == []
+    o.context.close()
+
+
+def test_a_decoding_question_names_its_ratios(opened: Opened) -> None:
+    opened.page.select_option("#pick-ask", "c32768")
+    assert "same batch" in opened.text("#top thead") and "decode only" not in opened.text("#top thead")
+    assert "decode only" not in opened.text("#answer")
+    assert opened.page.get_attribute("#top tr.part th", "colspan") == str(opened.page.locator("#top thead th").count())
+
+
+@pytest.mark.large
 def test_100000_points_open_and_answer_the_pointer(browser: Any, large_page: Path) -> None:
     o = Opened(browser, large_page)
     opening = o.cpu_seconds()

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Dict
 
 import pytest
-from atlas import CONTEXTS, METHODS, ROOT, make_store
+from atlas import CONTEXTS, METHODS, POISON, ROOT, make_store, poison
 from report import StoreError, read, report
 from report.pack import pack
-from report.pick import advised, lit, opening
+from report.page import build, plotly_file
+from report.pick import KINDS, _KIND_OF, advised, lit, opening, strongest
 
 MAIN = ROOT / "python" / "kvatlas" / "report" / "__main__.py"
 
@@ -117,6 +118,7 @@ def test_equal_stores_give_equal_pages(store: Path, page: Path, tmp_path: Path) 
     assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
 
 
+@pytest.mark.large
 def test_the_page_of_100000_steps_stays_below_15_megabytes(large_page: Path) -> None:
     size = large_page.stat().st_size
     print(f"page of 100,000 decode steps: {size / 1e6:.2f} MB")
@@ -183,3 +185,123 @@ def test_figures_are_drawn_as_svg_and_png(store: Path, tmp_path: Path) -> None:
     assert "turboquant" in first and "pattern" in first  # names are text, the uncalibrated format is hatched
     draw_all(read(store), tmp_path / "again", formats=("svg",))
     assert (tmp_path / "again" / "tradeoff.svg").read_text() == first
+
+
+@pytest.mark.parametrize("damage, sentence", [
+    ("UPDATE configurations SET method = 99 WHERE id = 1", "a row names the id 99, which its table does not hold"),
+    ("UPDATE methods SET params = '{' WHERE id = 2", "a text that should be JSON is not"),
+    ("UPDATE methods SET params = '[1]' WHERE id = 2", "a text that should be JSON is not"),
+    ("UPDATE predictions SET step_s = 9e999 WHERE id = 5", "the column step_s of points cannot be drawn: it holds an infinite figure"),
+    ("UPDATE claims SET published = 9e999", "a figure of quality, validation, measurements or claims is infinite"),
+    ("UPDATE ledgers SET side = 'left'", "the column side of ledgers cannot be drawn: it holds 'left'"),
+    ("DELETE FROM predictions; DELETE FROM workload_predictions; DELETE FROM infeasible; DELETE FROM configurations", "holds no configuration yet"),
+    ("DROP TABLE methods", "cannot be read as a store (no such table: methods)")])
+def test_a_damaged_store_is_refused_in_one_sentence(tmp_path: Path, damage: str, sentence: str) -> None:
+    path = make_store(tmp_path / "a.sqlite")
+    db = sqlite3.connect(path)
+    db.executescript("PRAGMA foreign_keys = OFF;" + damage)
+    db.close()
+    with pytest.raises(StoreError, match=re.escape(sentence)) as raised:
+        pack(read(path))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_store_in_which_nothing_fits_is_no_traceback(tmp_path: Path) -> None:
+    try:
+        plotly_file()
+    except StoreError as error:
+        pytest.skip(str(error))
+    path = make_store(tmp_path / "a.sqlite", workloads=False)
+    db = sqlite3.connect(path)
+    db.execute("UPDATE predictions SET fits = 0")
+    db.commit()
+    db.close()
+    data = read(path)
+    assert opening(data) is None
+    assert "<noscript><p>The store holds no prediction that fits.</p></noscript>" in build(data)
+
+
+def test_the_opening_takes_the_first_model_and_gpu_of_which_a_step_fits(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "a.sqlite", workloads=False)
+    db = sqlite3.connect(path)
+    db.execute("UPDATE predictions SET fits = 0 WHERE configuration IN (SELECT id FROM configurations WHERE model = 1)")
+    db.commit()
+    db.close()
+    assert opening(read(path))["question"].startswith("What should Wide 7B run on one RTX-9000")
+
+
+def test_measurements_are_drawn_evenly_by_kind_and_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from report import reader
+    assert reader._shares([1, 100, 100], 21) == [1, 10, 10] and reader._shares([3, 2], 100) == [3, 2]
+    path = make_store(tmp_path / "a.sqlite")
+    db = sqlite3.connect(path)
+    db.execute("UPDATE measurements SET gpu = 'A100' WHERE rowid > 36")  # 18 and 2 of each kernel
+    db.commit()
+    db.close()
+    monkeypatch.setattr(reader, "MOST_MEASUREMENTS", 16)
+    data = read(path)
+    counts: Dict[Any, int] = {}
+    for m in data["measurements"]:
+        counts[m["kind"], m["gpu"]] = counts.get((m["kind"], m["gpu"]), 0) + 1
+    assert counts == {("decode_attention", "A100"): 2, ("decode_attention", "H200"): 6, ("gemm", "A100"): 2, ("gemm", "H200"): 6}
+    assert data["meta"]["measurements_total"] == 40
+    values = [m["value"] for m in data["measurements"] if (m["kind"], m["gpu"]) == ("gemm", "H200")]
+    assert max(values) / min(values) > 50  # along the whole of its rows
+
+
+def test_nothing_that_a_store_says_becomes_part_of_the_page(tmp_path: Path) -> None:
+    try:
+        plotly_file()
+    except StoreError as error:
+        pytest.skip(str(error))
+    text = build(read(poison(make_store(tmp_path / "a.sqlite"))), title=POISON)
+    shell = re.sub(r'<script type="text/plain"[^>]*>.*?</script>', "", text, flags=re.S)
+    assert "<img" not in shell.split("<script>")[0] and "@DATA@@PLOTLY@" in shell
+    assert text.count('<script type="text/plain"') == 2 and text.count("</script>") == 3
+    assert len(unpack(re.search(r'id="data">(.*?)</script>', text, re.S)[1])["methods"]) == len(METHODS)
+
+
+def test_quality_of_the_model_itself_goes_before_a_stronger_grade_of_another() -> None:
+    row = {"model": "a", "recipe": "kivi", "quality_model": "b", "grade": "M", "retained": 0.5}
+    own = {**row, "quality_model": "a", "grade": "X", "retained": 0.9}
+    assert strongest([row, own], "a")["kivi"] is own and strongest([row], "a")["kivi"] is row
+    assert strongest([row, {**row, "grade": "P", "retained": 0.1}, {**row, "retained": 0.4}], "a")["kivi"]["retained"] == 0.4
+    assert strongest([row], "b") == {}
+
+
+def test_a_page_that_cannot_be_written_leaves_no_part_behind(store: Path, page: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(StoreError, match="cannot be written"):
+        report(store, tmp_path / "report.html")
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize("points", [0, 999, 1_000_001, 1e5, True])
+def test_points_out_of_range_are_refused(store: Path, tmp_path: Path, points: Any) -> None:
+    with pytest.raises(StoreError, match="must be a whole number from 1000 to 1000000"):
+        report(store, tmp_path / "report.html", points=points)
+
+
+def test_every_component_of_a_ledger_has_a_kind_and_the_programs_table_agrees() -> None:
+    text = (ROOT / "reference" / "components.cpp").read_text(encoding="utf-8")
+    kinds = {"codes": "codes", "scales": "scales and zeros", "zeros": "scales and zeros", "codebooks": "codebooks", "indices": "indices", "residual": "newest tokens, plain", "rows": "plain rows"}
+    theirs = dict(re.findall(r'\{"(\w+)", BitKind::(\w+)\}', text))
+    assert len(theirs) > 30
+    assert {name: KINDS[_KIND_OF[name]] for name in theirs} == {name: kinds[kind] for name, kind in theirs.items()}
+    used = set()
+    for path in (ROOT / "reference").rglob("*.cpp"):
+        for pattern in (r'\bledger\w*\.add\("(\w+)"', r'component = "(\w+)"', r'\{"(\w+)", \d+\}', r'\bk(?:Mass|Queries) = "(\w+)"'):
+            if pattern.startswith(r"\{") and "eviction" not in path.parts:
+                continue  # a rule's words
+            used |= set(re.findall(pattern, path.read_text(encoding="utf-8")))
+    assert {"codes", "scales", "rows"} <= used
+    assert used - set(_KIND_OF) == set()
+
+
+def test_the_program_takes_o_as_a_value_and_a_title(store: Path, tmp_path: Path, page: Path) -> None:
+    program = kvatlas()
+    if "--title" not in subprocess.run([str(program), "report", "--help"], capture_output=True, text=True).stdout:
+        pytest.skip("the program is older than this test")
+    run = subprocess.run([str(program), "report", "--db", str(store), "-o", "r.html", "--title", "-o"], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "KVATLAS_PYTHON": sys.executable})
+    assert run.returncode == 0, run.stderr
+    assert "<title>-o</title>" in (tmp_path / "r.html").read_text(encoding="utf-8")
