@@ -16,7 +16,7 @@ _COMPONENTS = (
     "index indices labels channels lengths page_max page_min summaries tree positions bitmap bitmaps offsets outlier_index outlier_channels important order header",
     "residual edge_rows",
     "rows shared_rows sink_rows thin_rows sinks partial outliers",
-    "state clock limit mass queries last_seen interval history poison")
+    "state clock limit mass queries query_moments window_queries last_seen interval history poison")
 _KIND_OF = {name: kind for kind, names in enumerate(_COMPONENTS) for name in names.split()}
 
 
