@@ -201,7 +201,7 @@ TEST_CASE("a context beyond the trained one is said aloud and in the rows, and p
   CHECK(run.err.find("context 128 is beyond the 64 tokens that the model was trained on") != std::string::npos);
   const json rows = run.json();
   CHECK(rows[1]["trained_context"] == 64);
-  CHECK(rows[1]["note"] == "context 128 is beyond the 64 tokens that the model was trained on");
+  CHECK(rows[1]["note"] == "context 128 is beyond the 64 tokens that the model was trained on; no interval: 1 of at least 20 blocks of tokens; score more");
   REQUIRE(rows[1]["params"]["rules"].size() == 2);
   CHECK(rows[1]["params"]["rules"][0]["layers"] == "0");
   CHECK(rows[1]["params"]["rules"][0]["method"] == "full");

@@ -57,10 +57,10 @@ TEST_CASE("nothing is retained of a task that the model itself hardly solves", "
     r["tasks"]["passkey"]["ci95"] = {{"before", {least, 1.0}}, {"after", {least, 1.0}}, {"second", nullptr}};
     return r;
   };
-  const auto hardly = quality_rows(Json::array({row("full", 0.05, 0.01), row("kivi", 0.05, 0.01)}), "m", "s");
+  const auto hardly = quality_rows(Json::array({row("full", 0.05, 0.01), row("kivi", 0.05, 0.01)}), EvaluationRun{}, "m", "s");
   REQUIRE(hardly.size() == 4);  // no figure of a question that was not asked
   CHECK(hardly[2].metric == "passkey:before");
   CHECK_FALSE(hardly[2].retained);
-  const auto well = quality_rows(Json::array({row("full", 0.8, 0.58), row("kivi", 0.4, 0.2)}), "m", "s");
+  const auto well = quality_rows(Json::array({row("full", 0.8, 0.58), row("kivi", 0.4, 0.2)}), EvaluationRun{}, "m", "s");
   CHECK(well[2].retained == 0.5);
 }
