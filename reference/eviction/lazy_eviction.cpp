@@ -28,7 +28,7 @@ struct Params {
   static constexpr auto fields() {
     return std::tuple{field(&Params::budget, "budget", "token", 1, 1 << 20, "tokens kept by an event, the newest ones included"),
                       field(&Params::window, "window", "token", 1, 1 << 16, "generated tokens between two events; newest tokens, never evicted"),
-                      field(&Params::threshold, "threshold", "", 0, 0.05, "a token is attended to when its weight in any head of the group is above this"),
+                      field(&Params::threshold, "threshold", "", 0, 0.01, "a token is attended to when its weight in any head of the group is above this"),
                       choice(&Params::combine, "combine", kCombineNames, "how the two terms of a score become one")};
   }
 };

@@ -37,7 +37,7 @@ std::vector<int> words(const KvCache& cache, const std::string& component) {
 TEST_CASE("lazy_eviction: a slot knows when it was last attended to and its longest silence", "[unit]") {
   // Prompt of four; then queries 4 .. 8 look at 0, 1, themselves, 0, 0.
   const Traced run = looks({-1, -1, 0, -1, 0, 1, -1, 0, 0});
-  const auto cache = run.open("lazy_eviction:budget=20,window=10,threshold=0.05");
+  const auto cache = run.open("lazy_eviction:budget=20,window=10,threshold=0.01");
   run.run(*cache, 0, 4);
   cache->end_prefill();
   for (std::int64_t t = 4; t < 9; ++t) run.run(*cache, t, 1);
@@ -49,7 +49,7 @@ TEST_CASE("lazy_eviction: a slot knows when it was last attended to and its long
 TEST_CASE("lazy_eviction: an event every window keeps recent tokens and those that attention comes back to", "[unit]") {
   // Token 1 is attended to at 5 and 7, token 3 at 6: the others are never looked at again.
   const Traced run = looks({-1, -1, -1, -1, -1, 1, 3, 1, -1, -1, -1, -1});
-  const auto cache = run.open("lazy_eviction:budget=4,window=2,threshold=0.05");
+  const auto cache = run.open("lazy_eviction:budget=4,window=2,threshold=0.01");
   run.run(*cache, 0, 6);
   cache->end_prefill();
   CHECK(cache->kept(0, 0) == 6_tok);  // the prompt is spared
@@ -74,9 +74,9 @@ TEST_CASE("lazy_eviction: scores by hand: the wider interval holds longer, a pro
     for (std::int64_t t = 9; t < 13; ++t) run.run(*cache, t, 1);
     return tokens_held(*cache);
   };
-  CHECK(kept("lazy_eviction:budget=5,window=4,threshold=0.05") == Kept{0, 9, 10, 11, 12});
-  CHECK(kept("lazy_eviction:budget=6,window=4,threshold=0.05") == Kept{0, 8, 9, 10, 11, 12});
-  CHECK(kept("lazy_eviction:budget=5,window=4,threshold=0.05,combine=product") == Kept{0, 9, 10, 11, 12});
+  CHECK(kept("lazy_eviction:budget=5,window=4,threshold=0.01") == Kept{0, 9, 10, 11, 12});
+  CHECK(kept("lazy_eviction:budget=6,window=4,threshold=0.01") == Kept{0, 8, 9, 10, 11, 12});
+  CHECK(kept("lazy_eviction:budget=5,window=4,threshold=0.01,combine=product") == Kept{0, 9, 10, 11, 12});
   // Budget and window alike: nothing is scored, and nothing kept beside the slots.
   const Traced run = looks({-1, -1, -1, -1, -1, 0, 0, -1});
   const auto cache = run.open("lazy_eviction:budget=2,window=2");
