@@ -18,6 +18,7 @@ from atlas import CONTEXTS, METHODS, POISON, ROOT, make_store, poison
 from report import StoreError, read, report
 from report.pack import pack
 from report.page import build, plotly_file
+from report.reader import NEWEST_SCHEMA
 from report.pick import KINDS, _KIND_OF, advised, lit, opening, strongest
 
 MAIN = ROOT / "python" / "kvatlas" / "report" / "__main__.py"
@@ -90,14 +91,14 @@ def test_an_older_store_is_drawn_without_the_tables_it_lacks(tmp_path: Path, ver
 
 @pytest.mark.parametrize("content, sentence", [
     (None, "no such file"), (b"not a database, only text that is long enough to be read as one" * 20, "cannot be read as a store"), ("other", "not a kvatlas store, an SQLite database of something else"),
-    ("newer", "is newer than this package's 3; upgrade the package")])
+    ("newer", f"is newer than this package's {NEWEST_SCHEMA}; upgrade the package")])
 def test_what_is_no_store_is_refused_in_one_sentence(tmp_path: Path, content: Any, sentence: str) -> None:
     path = tmp_path / "x.sqlite"
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
         db = sqlite3.connect(path)
-        db.executescript("CREATE TABLE t(x);" + ("PRAGMA application_id = 0x6b766174; PRAGMA user_version = 4;" if content == "newer" else ""))
+        db.executescript("CREATE TABLE t(x);" + (f"PRAGMA application_id = 0x6b766174; PRAGMA user_version = {NEWEST_SCHEMA + 1};" if content == "newer" else ""))
         db.close()
     with pytest.raises(StoreError, match=re.escape(sentence)) as raised:
         read(path)
@@ -151,7 +152,7 @@ def test_a_sweep_of_the_program_is_drawn_with_its_evidence(tmp_path: Path) -> No
         run = subprocess.run([str(program), *words], cwd=tmp_path, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
     data = read(db)
-    assert data["meta"]["schema"] == 3
+    assert data["meta"]["schema"] == NEWEST_SCHEMA
     assert len(data["claims"]) > 100 and len(data["validation"]) > 50 and len(data["measurements"]) > 100
     assert all(m["predicted"] > 0 for m in data["measurements"])
     # Ledger components add up to the cache's bits, and the plain cache takes 16 bits of a value.
