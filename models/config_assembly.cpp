@@ -68,7 +68,7 @@ bool import_alibi(Fields& config, const Family& family, const Dims& dims, Model&
 void import_layers(Fields& config, const Family& family, const Dims& dims, Model& model) {
   const std::vector<LayerKind> kinds = import_layer_kinds(config, family, dims.layers);
   const auto any = [&](LayerKind k) { return std::find(kinds.begin(), kinds.end(), k) != kinds.end(); };
-  const Attention attention = import_attention(config, family, dims, model);
+  const AttentionPart attention = import_attention(config, family, dims, model);
   const Linear linear = any(LayerKind::linear) ? import_linear(config, dims) : Linear{};
   const Ffn ffn = import_ffn(config, family, dims);
   Tokens window{0};

@@ -14,7 +14,7 @@ int head_width(Fields& config, std::string_view field, std::int64_t min = 1) {
 }
 
 // One shared latent for all heads (MLA): down projections, up projections, and the rotary part beside the latent.
-Attention latent_attention(Fields& config, const Dims& dims) {
+AttentionPart latent_attention(Fields& config, const Dims& dims) {
   const int latent = head_width(config, "kv_lora_rank");
   const int rope = head_width(config, "qk_rope_head_dim", 0);
   const int nope = head_width(config, "qk_nope_head_dim");
@@ -25,7 +25,7 @@ Attention latent_attention(Fields& config, const Dims& dims) {
   check_all_heads("num_attention_heads", dims.q_heads, std::max(nope + rope, nope + v_dim));
   const std::int64_t q_width = std::int64_t{dims.q_heads} * (nope + rope);
 
-  Attention a;
+  AttentionPart a;
   a.row = LayerClass{
       .kind = RowKind::latent, .q_heads = dims.q_heads, .kv_heads = 1, .k_dim = latent + rope, .v_dim = latent};
   auto& m = a.weights.matrices;
@@ -66,7 +66,7 @@ void check_all_heads(std::string_view heads_field, std::int64_t heads, std::int6
         cat(heads_field, " is ", heads, " with ", head_dim, " channels each, must together be at most ", kMaxAllHeads));
 }
 
-Attention import_attention(Fields& config, const Family& family, const Dims& dims, Model& model) {
+AttentionPart import_attention(Fields& config, const Family& family, const Dims& dims, Model& model) {
   if (config.has("kv_lora_rank")) return latent_attention(config, dims);
   const bool all_biases = config.boolean("attention_bias").value_or(false);
   const bool qkv_bias = config.boolean("qkv_bias").value_or(family.qkv_bias) || all_biases;
@@ -77,7 +77,7 @@ Attention import_attention(Fields& config, const Family& family, const Dims& dim
   // Qwen3-Next's q also makes a gate for each output channel; later models say so in a field.
   const bool output_gate = config.boolean("attn_output_gate").value_or(family.model_type == "qwen3_next");
 
-  Attention a;
+  AttentionPart a;
   a.row = LayerClass{.q_heads = dims.q_heads,
                      .kv_heads = dims.kv_heads,
                      .k_dim = dims.head_dim,

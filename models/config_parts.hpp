@@ -91,12 +91,12 @@ Ropes import_ropes(Fields& config, const Family& family, RopePlace place, Model&
 std::vector<LayerKind> import_layer_kinds(Fields& config, const Family& family, int layers);
 
 /// An attention layer: keys and values, or one latent row where kv_lora_rank is given.
-struct Attention {
+struct AttentionPart {
   LayerClass row;  // without layers, window or rope
   Weights weights;
   Weights without_kv;  // of a layer that reads another layer's rows
 };
-Attention import_attention(Fields& config, const Family& family, const Dims& dims, Model& model);
+AttentionPart import_attention(Fields& config, const Family& family, const Dims& dims, Model& model);
 
 /// A layer of linear attention: Gated DeltaNet or Kimi Delta Attention.
 struct Linear {
