@@ -18,7 +18,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& breakeven_usage() {
   static const Usage u{
       .command = "breakeven", .positional = "",
       .example = "kvatlas breakeven --method kivi:bits=2 --model llama-3.1-8b --gpu a100 --batch 8",
@@ -38,7 +38,7 @@ const Usage& usage() {
 }  // namespace
 
 int run_breakeven(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(breakeven_usage(), args, io);
   if (!parsed) return kDone;
   const Parsed& p = *parsed;
   if (!p.has("output"))

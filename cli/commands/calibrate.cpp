@@ -11,7 +11,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& calibrate_usage() {
   static const Usage u{.command = "calibrate", .positional = "FILES...", .least = 0, .most = 64,
                        .example = "kvatlas calibrate --measurements measurements/ --out calibration.json",
                        .options = {Option::list("measurements", "PATH", "a CSV file, or a folder with decode_attention.csv, prefill_attention.csv, gemm.csv"),
@@ -26,7 +26,7 @@ const Usage& usage() {
 }  // namespace
 
 int run_calibrate(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(calibrate_usage(), args, io);
   if (!parsed) return kDone;
   std::vector<std::string> paths = parsed->positional(), skipped;
   for (const std::string& p : parsed->list("measurements")) paths.push_back(p);

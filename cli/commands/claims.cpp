@@ -16,7 +16,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& claims_usage() {
   static const Usage u{.command = "claims", .positional = "", .example = "kvatlas claims --method quest --verdict not_reproduced",
                        .options = {Option::text("method", "M", "only claims about this method"),
                                    Option::choice("verdict", {"reproduced", "reproduced_if", "consistent", "not_reproduced", "undetermined"}, "only claims that met this verdict"),
@@ -42,7 +42,7 @@ std::string or_dash(const std::string& text) { return text.empty() ? "-" : text;
 }  // namespace
 
 int run_claims(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(claims_usage(), args, io);
   if (!parsed) return kDone;
   if (parsed->has("db") && (parsed->has("method") || parsed->has("verdict")))
     throw UsageError(cat("--", parsed->has("method") ? "method" : "verdict", " shows a part of the claims, must be left out with --db, which replaces all that the store has"));

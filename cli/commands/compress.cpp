@@ -19,7 +19,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& compress_usage() {
   static const Usage u{
       .command = "compress", .positional = "[IN]", .least = 0, .most = 1,
       .example = "kvatlas compress layer7.safetensors --method kivi:bits=2 --out packed.safetensors",
@@ -122,7 +122,7 @@ Json optional_number(const std::optional<double>& x) { return x ? Json(*x) : Jso
 }  // namespace
 
 int run_compress(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(compress_usage(), args, io);
   if (!parsed) return kDone;
   const Parsed& p = *parsed;
   const bool from_npy = p.has("k") || p.has("v") || p.has("q");

@@ -13,7 +13,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& diff_usage() {
   static const Usage u{.command = "diff", .positional = "A B", .least = 2, .most = 2,
                        .example = "kvatlas diff before.sqlite after.sqlite --threshold 0.01",
                        .options = {Option::number("threshold", 0, 1e6, "relative change that still counts as equal: 0.01 is 1 %", "0"),
@@ -24,7 +24,7 @@ const Usage& usage() {
 }  // namespace
 
 int run_diff(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(diff_usage(), args, io);
   if (!parsed) return kDone;
   const auto& names = parsed->positional();
   const sweep::DiffReport report = sweep::diff_stores(names[0], names[1], parsed->number("threshold"), static_cast<std::size_t>(parsed->integer("limit")));

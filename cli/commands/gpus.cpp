@@ -13,7 +13,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& gpus_usage() {
   static const Usage u{.command = "gpus", .positional = "[GPU...]", .least = 0, .most = 64,
                        .example = "kvatlas gpus h100-sxm:hbm_bandwidth=6.7TB/s --json", .options = {},
                        .note = "GPU is a slug or alias, also with changes on any figure; without one, every GPU."};
@@ -25,7 +25,7 @@ std::string spell_figure(const sim::Figure& f, const char* unit) { return f.know
 }  // namespace
 
 int run_gpus(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(gpus_usage(), args, io);
   if (!parsed) return kDone;
   std::vector<sim::Gpu> list;
   if (parsed->positional().empty()) {

@@ -12,7 +12,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& import_usage() {
   static const std::string note = [] {
     std::string kinds;
     for (const std::string_view kind : sweep::import_kinds()) kinds += cat(kinds.empty() ? "" : ", ", kind);
@@ -32,7 +32,7 @@ std::optional<std::string> stated(const Parsed& p, const char* name) { return p.
 }  // namespace
 
 int run_import(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(import_usage(), args, io);
   if (!parsed) return kDone;
   const Parsed& p = *parsed;
   const sweep::ImportReport report = sweep::read_results(p.positional()[0], p.positional()[1], {.model = stated(p, "model"), .gpu = stated(p, "gpu"), .method = stated(p, "method")});

@@ -13,7 +13,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& merge_usage() {
   static const Usage u{.command = "merge", .positional = "OUT IN...", .least = 2, .most = 4096,
                        .example = "kvatlas merge atlas.sqlite shard1.sqlite shard2.sqlite",
                        .options = {Option::flag("force", "merge other versions of the code, and conflicts: the store named first wins")}};
@@ -23,7 +23,7 @@ const Usage& usage() {
 }  // namespace
 
 int run_merge(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(merge_usage(), args, io);
   if (!parsed) return kDone;
   const auto& names = parsed->positional();
   const sweep::MergeReport report = sweep::merge_stores(names[0], {names.begin() + 1, names.end()}, parsed->has("force"));

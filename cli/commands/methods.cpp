@@ -12,7 +12,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& methods_usage() {
   static const Usage u{.command = "methods", .positional = "", .example = "kvatlas methods --family eviction",
                        .options = {Option::choice("family", [] {
                                      std::vector<std::string_view> names;
@@ -34,7 +34,7 @@ std::string spell_params(const Method& m) {
 }  // namespace
 
 int run_methods(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(methods_usage(), args, io);
   if (!parsed) return kDone;
   if (parsed->has("presets")) {
     Json list = Json::array();

@@ -12,7 +12,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& models_usage() {
   static const Usage u{.command = "models", .positional = "[MODEL...]", .least = 0, .most = 64,
                        .example = "kvatlas models path/to/config.json --json", .options = {},
                        .note = "MODEL is a slug or the path of a Hugging Face config.json; without one, every shipped model."};
@@ -22,7 +22,7 @@ const Usage& usage() {
 }  // namespace
 
 int run_models(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(models_usage(), args, io);
   if (!parsed) return kDone;
   std::vector<models::Model> list;
   if (parsed->positional().empty()) {

@@ -26,7 +26,7 @@ std::string spell_cell(const Json& value) {
   return spell_number(value.get<double>());
 }
 
-const Usage& usage() {
+const Usage& pareto_usage() {
   static const std::string note = [] {
     std::string text = "Metrics: ";
     for (const std::string& line : wrap(names_of_metrics(), kLineWidth - 10)) text += (text.size() > 9 ? "\n         " : "") + line;
@@ -44,7 +44,7 @@ const Usage& usage() {
 }  // namespace
 
 int run_pareto(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(pareto_usage(), args, io);
   if (!parsed) return kDone;
   sweep::ParetoQuery query{.x = parsed->text("x"), .y = parsed->text("y"), .where = ""};
   for (const std::string& w : parsed->list("where")) query.where += cat(query.where.empty() ? "" : ",", w);

@@ -19,7 +19,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& recommend_usage() {
   static const Usage u{
       .command = "recommend", .positional = "",
       .example = "kvatlas recommend --model llama-3.1-8b --gpu rtx-4090 --prompt 32K --output 512 --slo tpot_ms=50",
@@ -145,7 +145,7 @@ void print_text(const Streams& io, const Parsed& p, const sweep::RecommendReques
 }  // namespace
 
 int run_recommend(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(recommend_usage(), args, io);
   if (!parsed) return kDone;
   const models::Model model = models::load_model(parsed->text("model"));
   const sweep::RecommendRequest request = request_of(*parsed, model);

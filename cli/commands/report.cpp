@@ -19,7 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const Usage& usage() {
+const Usage& report_usage() {
   static const Usage u{.command = "report", .positional = "", .example = "kvatlas report --db atlas.sqlite -o report.html",
                        .options = {Option::text("db", "FILE", "store to draw").needed(), Option::text("out", "FILE", "page to write; also -o", "report.html"),
                                    Option::text("figures", "FOLDER", "also write the figures as SVG and PNG (needs matplotlib)"),
@@ -66,13 +66,13 @@ int run_report(const Arguments& args, const Streams& io) {
   Arguments spelled = args;
   for (std::size_t i = 0; i < spelled.size(); ++i) {
     if (spelled[i] == "-o") spelled[i] = "--out";
-    for (const Option& option : usage().options)
+    for (const Option& option : report_usage().options)
       if (spelled[i] == cat("--", option.name)) {
         ++i;
         break;
       }
   }
-  const auto parsed = parse(usage(), spelled, io);
+  const auto parsed = parse(report_usage(), spelled, io);
   if (!parsed) return kDone;
   const char* chosen = std::getenv("KVATLAS_PYTHON");
   const std::string python = chosen != nullptr && chosen[0] != '\0' ? chosen : "python3";

@@ -19,7 +19,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& serve_sim_usage() {
   static const Usage u{
       .command = "serve-sim", .positional = "",
       .example = "kvatlas serve-sim --model llama-3.1-8b --gpu h100-sxm --prompt 2K --output 256 --rate 5 --slo ttft_ms=2000,tpot_ms=40",
@@ -97,7 +97,7 @@ void print_text(std::ostream& out, const sim::ServingReport& r, const sim::Servi
 }  // namespace
 
 int run_serve_sim(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(serve_sim_usage(), args, io);
   if (!parsed) return kDone;
   const Parsed& p = *parsed;
   for (const char* name : {"prefill-replicas", "decode-replicas"})

@@ -15,7 +15,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& show_usage() {
   static const Usage u{
       .command = "show", .positional = "METHOD", .least = 1, .most = 1,
       .example = "kvatlas show kivi:bits=2 --model llama-3.1-8b --context 32K",
@@ -107,7 +107,7 @@ void print_plan(std::ostream& out, const Json& rows, const char* title) {
 }  // namespace
 
 int run_show(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(show_usage(), args, io);
   if (!parsed) return kDone;
   const Recipe recipe = Recipe::parse(parsed->positional()[0]);
   const models::Model model = models::load_model(parsed->text("model"));

@@ -18,7 +18,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& simulate_usage() {
   static const Usage u{
       .command = "simulate", .positional = "",
       .example = "kvatlas simulate --model llama-3.1-8b --gpu h100-sxm --method kivi:bits=2 --prompt 32K --output 512",
@@ -73,7 +73,7 @@ void print_text(std::ostream& out, const answers::Simulation& a, const sim::Depl
 }  // namespace
 
 int run_simulate(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(simulate_usage(), args, io);
   if (!parsed) return kDone;
   const Parsed& p = *parsed;
   const bool microscopic = p.has("context");

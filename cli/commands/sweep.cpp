@@ -15,7 +15,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& sweep_usage() {
   static const Usage u{.command = "sweep", .positional = "SPEC", .least = 1, .most = 1,
                        .example = "kvatlas sweep sweeps/examples/demo.json --db atlas.sqlite",
                        .options = {Option::text("db", "FILE", "store; what it holds already is not evaluated again").needed(),
@@ -66,7 +66,7 @@ void print_summary(std::ostream& out, const sweep::StoreSummary& s, const std::s
 }  // namespace
 
 int run_sweep(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(sweep_usage(), args, io);
   if (!parsed) return kDone;
   const Parsed& p = *parsed;
   const sweep::Spec spec = sweep::load_spec(p.positional()[0]);

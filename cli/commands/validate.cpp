@@ -14,7 +14,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& validate_usage() {
   static const Usage u{.command = "validate", .positional = "FILES...", .least = 0, .most = 64,
                        .example = "kvatlas validate --measurements measurements/",
                        .options = {Option::list("measurements", "PATH", "a CSV file, or a folder with decode_attention.csv, prefill_attention.csv, gemm.csv; e2e_static.csv and e2e_serving.csv are runs of whole models"),
@@ -31,7 +31,7 @@ const Usage& usage() {
 }  // namespace
 
 int run_validate(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(validate_usage(), args, io);
   if (!parsed) return kDone;
   std::vector<std::string> paths = parsed->positional(), skipped;
   for (const std::string& p : parsed->list("measurements")) paths.push_back(p);

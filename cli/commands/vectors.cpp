@@ -14,7 +14,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& vectors_usage() {
   static const Usage u{.command = "vectors", .positional = "",
                        .example = "kvatlas vectors --method kivi --out vectors",
                        .options = {Option::text("method", "M", "slug of a method, or all"), Option::text("out", "DIR", "folder; each case becomes DIR/METHOD/CASE"),
@@ -56,7 +56,7 @@ int check(const Parsed& p, const Streams& io) {
 }  // namespace
 
 int run_vectors(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(vectors_usage(), args, io);
   if (!parsed) return kDone;
   const Parsed& p = *parsed;
   if (p.has("check")) {

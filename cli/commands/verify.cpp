@@ -14,7 +14,7 @@ namespace kvatlas::cli {
 
 namespace {
 
-const Usage& usage() {
+const Usage& verify_usage() {
   static const Usage u{.command = "verify", .positional = "", .example = "kvatlas verify --kernel decode_attention --format int2",
                        .options = {Option::text("kernel", "K", "only this kernel: quantize_pack, decode_attention, span_merge, hadamard, rope_apply, page_score"),
                                    Option::text("format", "F", "only cases whose format's name contains this"),
@@ -35,7 +35,7 @@ Json limits_of(const gpu::Verdict& v) {
 }  // namespace
 
 int run_verify(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(usage(), args, io);
+  const auto parsed = parse(verify_usage(), args, io);
   if (!parsed) return kDone;
   if (parsed->text("device") == "cuda") throw DeviceError("no GPU was found: kernels can be checked here with --device simt");
   gpu::VerifyOptions options{.long_run = parsed->has("long")};

@@ -11,7 +11,7 @@ namespace kvatlas::linalg {
 
 namespace {
 
-constexpr int kMaxSweeps = 30;
+constexpr int kMaxEigenSweeps = 30;
 
 /// A row length whose multiples do not fall on the same cache sets: an odd number of cache lines.
 std::size_t padded(std::size_t n) { return ((n + 7) / 8 | 1U) * 8; }
@@ -45,7 +45,7 @@ SymmetricEigen symmetric_eigen(const Matrix& matrix) {
     for (std::size_t j = 0; j <= i; ++j) a(i, j) = a(j, i) = matrix(i, j);
   const double tolerance = 0x1p-54 * std::sqrt(lane_dot(a.values(), a.values())) / static_cast<double>(n);
   Matrix turns = Matrix::identity(n);
-  for (int sweep = 0; sweep < kMaxSweeps; ++sweep) {
+  for (int sweep = 0; sweep < kMaxEigenSweeps; ++sweep) {
     bool turned = false;
     for (std::size_t p = 0; p < n; ++p) {
       for (std::size_t q = p + 1; q < n; ++q) {
