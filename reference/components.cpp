@@ -1,5 +1,7 @@
 #include "reference/components.hpp"
 
+#include "core/errors.hpp"
+
 namespace kvatlas {
 
 namespace {
@@ -9,15 +11,23 @@ struct Named {
   BitKind kind;
 };
 constexpr Named kNamed[] = {
-    {"codes", BitKind::codes}, {"blocks", BitKind::codes}, {"streams", BitKind::codes}, {"coefficients", BitKind::codes},
-    {"scales", BitKind::scales}, {"absmax", BitKind::scales}, {"global_scale", BitKind::scales}, {"norms", BitKind::scales},
+    {"codes", BitKind::codes}, {"blocks", BitKind::codes}, {"streams", BitKind::codes}, {"coefficients", BitKind::codes}, {"indices", BitKind::codes},
+    {"signs", BitKind::codes}, {"outlier_signs", BitKind::codes}, {"trits", BitKind::codes}, {"low_rank", BitKind::codes},
+    {"scales", BitKind::scales}, {"absmax", BitKind::scales}, {"global_scale", BitKind::scales}, {"tensor_scale", BitKind::scales}, {"factors", BitKind::scales},
+    {"balancer", BitKind::scales}, {"norms", BitKind::scales}, {"outlier_norms", BitKind::scales}, {"residual_norms", BitKind::scales}, {"radii", BitKind::scales},
+    {"ranges", BitKind::scales}, {"thresholds", BitKind::scales},
     {"zeros", BitKind::zeros}, {"minima", BitKind::zeros},
     {"codebook", BitKind::codebooks}, {"codebooks", BitKind::codebooks}, {"cdf", BitKind::codebooks}, {"basis", BitKind::codebooks},
-    {"index", BitKind::indices}, {"indices", BitKind::indices}, {"labels", BitKind::indices}, {"channels", BitKind::indices}, {"lengths", BitKind::indices},
+    {"index", BitKind::indices}, {"labels", BitKind::indices}, {"channels", BitKind::indices}, {"lengths", BitKind::indices},
     {"page_max", BitKind::indices}, {"page_min", BitKind::indices}, {"summaries", BitKind::indices}, {"tree", BitKind::indices}, {"positions", BitKind::indices},
-    {"bitmap", BitKind::indices}, {"bitmaps", BitKind::indices}, {"offsets", BitKind::indices}, {"outlier_index", BitKind::indices}, {"outliers", BitKind::rows},
+    {"bitmaps", BitKind::indices}, {"offsets", BitKind::indices}, {"outlier_channels", BitKind::indices}, {"important", BitKind::indices},
+    {"salient", BitKind::indices}, {"order", BitKind::indices}, {"header", BitKind::indices},
     {"residual", BitKind::residual}, {"edge_rows", BitKind::residual},
-    {"rows", BitKind::rows}, {"shared_rows", BitKind::rows}, {"partial", BitKind::rows}};
+    {"rows", BitKind::rows}, {"thin_rows", BitKind::rows}, {"shared_rows", BitKind::rows}, {"sink_rows", BitKind::rows}, {"sinks", BitKind::rows},
+    {"values", BitKind::rows}, {"outliers", BitKind::rows}, {"partial", BitKind::rows},
+    {"state", BitKind::state}, {"clock", BitKind::state}, {"limit", BitKind::state}, {"mass", BitKind::state}, {"history", BitKind::state},
+    {"last_seen", BitKind::state}, {"interval", BitKind::state}, {"queries", BitKind::state}, {"window_queries", BitKind::state}, {"query_moments", BitKind::state},
+    {"poison", BitKind::state}};
 
 }  // namespace
 
@@ -26,10 +36,16 @@ const char* name_of(BitKind kind) {
   return kNames[static_cast<std::size_t>(kind)];
 }
 
-BitKind kind_of_component(std::string_view component) {
+std::optional<BitKind> find_component(std::string_view component) {
   for (const Named& n : kNamed)
     if (n.component == component) return n.kind;
-  return BitKind::state;
+  return {};
+}
+
+BitKind kind_of_component(std::string_view component) {
+  const auto kind = find_component(component);
+  KV_ASSERT(kind.has_value(), "every component that a ledger names has a kind");
+  return *kind;
 }
 
 }  // namespace kvatlas

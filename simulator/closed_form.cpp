@@ -195,7 +195,6 @@ double MatrixTerms::body() const {
 }
 
 MatrixTerms matrix_terms(const Machine& m, const GpuConstants& g, const Profile& p, const MatrixWork& w) {
-  constexpr double kL2Speed = 3;  // of weights that repeated calls find in L2, over memory
   double rows = 16;
   while (rows < 128 && rows < w.m) rows *= 2;
   const double bytes = w.groups * (w.n * w.k * w.weight_bytes + w.m * (w.k * w.activation_bytes + w.n * 2));
@@ -203,8 +202,8 @@ MatrixTerms matrix_terms(const Machine& m, const GpuConstants& g, const Profile&
   const double stream = m.bandwidth * g.c[bandwidth_share] * p.c[matrix_byte_share];
   const double rate = m.achieved * w.speedup * p.c[matrix_tensor_share];
   const double sm_bandwidth = p.c[matrix_sm_share] * m.bandwidth / m.sms * (1 + warm);
-  const double byte_s = bytes * (warm / (stream * kL2Speed) + (1 - warm) / stream);
-  const double quantize = w.activation_bytes < 2 ? w.groups * w.m * w.k * (2 + w.activation_bytes) / stream : 0;
+  const double byte_s = bytes * (warm / (stream * constant(C::l2_speed)) + (1 - warm) / stream);
+  const double quantize = w.quantize_bytes() / stream;
   MatrixTerms best;
   double best_s = 0;
   // Libraries choose among tiles and cut k when tiles leave SMs idle; so does this.

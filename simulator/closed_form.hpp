@@ -57,6 +57,8 @@ struct MatrixWork {
   double weight_bytes = 2, activation_bytes = 2;  // of one value
   double l2_fill = kCold;                     // what repeated calls go through, over L2; in a step other layers evict it
   double speedup = 1;                         // peak of the number format over bf16's
+  /// Traffic of the pass that reads 16-bit activations and writes them narrower.
+  double quantize_bytes() const { return activation_bytes < 2 ? groups * m * k * (2 + activation_bytes) : 0; }
 };
 struct MatrixTerms {
   double launch = 0, waves = 0;               // added

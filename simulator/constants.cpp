@@ -34,6 +34,9 @@ constexpr std::array<Constant, kConstantCount> kConstants{{
     {C::elementwise_kernels, "elementwise_kernels", 4, "per layer", matrix, assumed, "two norms, rotary embedding, activation, with fused residuals"},
     {C::elementwise_passes, "elementwise_passes", 10, "hidden rows per token", matrix, assumed, "reads and writes of those kernels"},
 
+    {C::l2_speed, "l2_speed", 3, "times memory", matrix, measured, "rough fit: published products whose weights fit L2, timed in turn"},
+    {C::timed_copies, "timed_copies", 5, "copies", matrix, measured, "copies of a weight behind published product timings, as boards with a large L2 show"},
+
     {C::nvlink_share, "nvlink_share", 0.8, "of link", link, measured, kComm},
     {C::pcie_share, "pcie_share", 0.6, "of link", link, measured, kComm},
     {C::pcie_many_share, "pcie_many_share", 0.38, "of link", link, measured, "the same, eight RTX PRO 6000; eight L40S are far worse"},

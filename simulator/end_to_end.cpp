@@ -18,7 +18,7 @@ namespace {
 struct NamedModel {
   std::string_view published, slug;
 };
-/// Models of equal shapes share a description: Llama 3 and 3.1, Qwen2 and Qwen2.5, Mistral 7B v0.1 and its kin.
+/// Models of equal shapes share a description: Llama 3 and 3.1, Qwen2 and Qwen2.5, LLaMA 7B and Llama 2 7B, DeepSeek-R1 and V3.
 constexpr NamedModel kPublishedModels[] = {
     {"meta-llama/Meta-Llama-3-8B", "llama-3.1-8b"},  {"meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"}, {"meta-llama/Llama-2-7b-hf", "llama-2-7b"},
     {"meta-llama/Llama-2-70b-hf", "llama-2-70b"},    {"llama2-70b", "llama-2-70b"},                        {"Qwen/Qwen2-7B", "qwen2.5-7b"},
@@ -80,12 +80,14 @@ class RunReader {
     if (table.rows.empty()) throw InvalidArgument(cat(name_, " has no rows below its header"));
     for (const CsvRow& r : table.rows) {
       row.read(r);
-      const Sizes sizes = sizes_of(row, serving);
       Run run = run_of(row, loaded_);
+      if (const char* sequences = serving ? "concurrency" : "batch"; run.deployment && row.text(sequences).empty())
+        run = {.why_not = cat(sequences, " is not stated")};
       if (!run.deployment) {
         ++left_out_[run.why_not];
         continue;
       }
+      const Sizes sizes = sizes_of(row, serving);
       try {
         const Evaluator e(std::move(*run.deployment));
         weights_ = cat(name_of(e.deployment().weights), run.assumed_weights ? "?" : "");
@@ -170,7 +172,7 @@ class RunReader {
       ++left_out_["does not fit by our account"];
       return;
     }
-    // Equal requests of a closed loop stay together, so that prompts queue: simulated, ten requests a user.
+    // Equal requests of a closed loop stay together, so that prompts queue: simulated, ten requests a user and 3,000 at most.
     const ServingReport r = serve({.deployment = e.deployment(), .sequences = std::max(256, users)},
                                   make_stream({.requests = std::min(10 * users, 3000), .prompt = prompt, .output = output, .users = users}));
     const Rooflines roof = rooflines(e, prompt, prompt + Tokens(output.value / 2), static_cast<int>(w.concurrency));

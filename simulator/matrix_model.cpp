@@ -151,12 +151,12 @@ MatrixTime MatrixModel::time(const MatrixOp& op, double tokens) const {
   }
   const MatrixTerms terms = matrix_terms(machine_, constants_, profiles_[op.profile], w);
   MatrixTime t;
-  t.bytes = w.groups * (op.n * op.k * w.weight_bytes + w.m * (op.k * w.activation_bytes + op.n * 2.0));
+  t.bytes = w.groups * (op.n * op.k * w.weight_bytes + w.m * (op.k * w.activation_bytes + op.n * 2.0)) + w.quantize_bytes();
   t.flops = 2.0 * w.groups * w.m * op.n * op.k;
   const double overhead = std::max(terms.launch + extra_launch_, launch_) + terms.waves;
   t.seconds = overhead + terms.quantize + terms.body();
-  const double largest = std::max({terms.bytes, terms.tensor, terms.tile});
-  t.bound = overhead > largest ? Bound::latency : terms.tensor == largest || terms.bytes < 0.5 * largest ? Bound::tensor : Bound::memory;
+  const double moved = terms.bytes + terms.quantize, largest = std::max({moved, terms.tensor, terms.tile});
+  t.bound = overhead > largest ? Bound::latency : terms.tensor == largest || moved < 0.5 * largest ? Bound::tensor : Bound::memory;
   return t;
 }
 

@@ -8,6 +8,7 @@
 #include "core/io/csv.hpp"
 #include "core/io/file.hpp"
 #include "core/kernels/attention.hpp"
+#include "simulator/constants.hpp"
 #include "simulator/measured_row.hpp"
 
 namespace kvatlas::sim {
@@ -96,11 +97,11 @@ void read_matrix(const MeasuredRow& row, Measurement& m) {
   m.subset = m.seconds < 20e-6 ? Subset::overhead : Subset::cold;
   m.shape = cat(w.n, " x ", w.k);
   m.text = cat(m.shape, ", ", w.m, " tokens, ", name);
-  // The published products were timed in turn on copies of the weight, as many as fill L2 but at most five, as the timings of boards with a
+  // The published products were timed in turn on copies of the weight, as many as fill L2 but at most so many, as the timings of boards with a
   // large L2 show: they run at L2 speed where the copies fit, which is up to a fifth of L2 and at whole fractions of it.
-  constexpr double kCopies = 5;
+  const double most = constant(C::timed_copies);
   const double l2 = *m.gpu->l2_bytes.value, weight = w.n * w.k * w.weight_bytes;
-  w.l2_fill = m.l2_fill = std::clamp(std::ceil(l2 / weight), 1.0, kCopies) * weight / l2;
+  w.l2_fill = m.l2_fill = std::clamp(std::ceil(l2 / weight), 1.0, most) * weight / l2;
   m.work = w;
 }
 

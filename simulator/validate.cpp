@@ -144,12 +144,13 @@ void add_end_to_end(ValidationReport& report, const std::vector<EndToEndFigure>&
 std::string to_text(const ValidationReport& report) {
   std::string out = fmt::format("{:<18}{:<17}{:<11}{:>7}  {:>19}  {:>19}  {:>19}{:>7}{:>8}{:>7}{:>7}\n", "kind", "gpu", "subset", "rows", "ours med/mean/p90 %",
                                 "roofline", "0.8 peak + 3us", "bias", "inside", "width", "noise");
+  const auto percent = [](const std::optional<double>& share) { return share ? fmt::format("{:.1f}", *share * 100) : std::string("-"); };
   const auto three = [](const ErrorFigures& f) { return fmt::format("{:.1f} / {:.1f} / {:.1f}", f.median * 100, f.mean * 100, f.p90 * 100); };
   for (const ValidationRow& r : report.rows) {
     const bool whole = r.kind.starts_with("e2e_");
     if (!whole && (r.profile != "*" || r.subset == "all" || r.subset == "above_50us")) continue;
-    out += fmt::format("{:<18}{:<17}{:<11}{:>7}  {:>19}  {:>19}  {:>19}{:>7.1f}{:>8.1f}{:>7.1f}{:>7.1f}\n", r.kind, r.gpu, r.subset, r.ours.rows, three(r.ours),
-                       three(r.roofline), three(r.scaled), r.bias * 100, r.coverage * 100, r.interval_width * 100, r.noise * 100);
+    out += fmt::format("{:<18}{:<17}{:<11}{:>7}  {:>19}  {:>19}  {:>19}{:>7.1f}{:>8.1f}{:>7.1f}{:>7}\n", r.kind, r.gpu, r.subset, r.ours.rows, three(r.ours),
+                       three(r.roofline), three(r.scaled), r.bias * 100, r.coverage * 100, r.interval_width * 100, percent(r.noise));
     if (whole && r.profile != "*") out.insert(out.size() - 1, cat("  ", r.profile));
   }
   double free = 0, ours = 0;

@@ -17,7 +17,7 @@ struct ValidationRow {
   double bias = 0;                       // median of predicted / measured - 1
   double coverage = 0;                   // share of rows inside our 80% interval
   double interval_width = 0;             // median of (high - low) / prediction
-  double noise = 0;                      // mean difference of the error between a row and its nearest neighbour: what no smooth model can explain
+  std::optional<double> noise{};         // of kernels: mean difference of the error between a row and its nearest neighbour: what no smooth model can explain
   std::optional<double> free_fit{};      // mean error of constants fitted to this cell alone
 };
 

@@ -69,7 +69,7 @@ int run_validate(const Arguments& args, const Streams& io) {
     rows.push_back({{"kind", r.kind}, {"gpu", r.gpu}, {"profile", r.profile}, {"kv_dtype", r.kv_dtype}, {"subset", r.subset}, {"rows", r.ours.rows},
                     {"median_ape", r.ours.median}, {"mean_ape", r.ours.mean}, {"p90_ape", r.ours.p90}, {"bias", r.bias}, {"coverage_80", r.coverage},
                     {"interval_width", r.interval_width}, {"roofline_mean_ape", r.roofline.mean}, {"scaled_mean_ape", r.scaled.mean},
-                    {"noise_ape", r.noise}, {"free_fit_mean_ape", r.free_fit ? Json(*r.free_fit) : Json()}});
+                    {"noise_ape", r.noise ? Json(*r.noise) : Json()}, {"free_fit_mean_ape", r.free_fit ? Json(*r.free_fit) : Json()}});
   Json worst = Json::array();
   for (const sim::WorstShape& w : report.worst)
     worst.push_back({{"gpu", w.gpu}, {"profile", w.profile}, {"shape", w.text}, {"predicted_ms", w.predicted_s * 1e3}, {"measured_ms", w.measured_s * 1e3}});

@@ -87,7 +87,7 @@ TensorMap trained_inputs(const Method& method, const ParamRow& row, const CacheS
   if (std::string_view(method.slug) == "commvq") return commvq_tensors(method, row, shape, random);
   if (std::string_view(method.slug) == "qfilter") return qfilter_filters(shape);
   if (std::string_view(method.slug) == "duo_attention") return duo_gates(shape);
-  return {};
+  throw Unsupported(cat(method.slug, " needs a trained file, and no stand-in for one is made here"));
 }
 
 }  // namespace kvatlas::scenarios

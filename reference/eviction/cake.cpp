@@ -40,15 +40,11 @@ Rule rule(const Params& p, const CacheShape&) {
   Rule r{.name = "cake", .recent_window = p.observation_window, .budget = p.budget, .content_counts = true, .trigger = Trigger::every_step};
   if (p.kernel % 2 == 0) r.refusal = cat("kernel is ", p.kernel, ", must be odd");
   r.scorer = {.score = [p, w = p.weights()](const Scene& scene) { return cake_parts::token_scores(w, p.observation_window, scene); },
-              .charge = [p](const Charge& to) { charge_window(to, to.prompt ? p.observation_window : 1_tok); },
+              .charge = [p](const Charge& to) { to.prompt ? charge_window(to, p.observation_window) : charge_last(to); },
               .window = p.observation_window, .weights_leave = true};
   r.weigh = [w = p.weights()](const Scene& scene) { return cake_parts::preference(w, scene); };
   r.allocate = [p](const std::vector<double>& asked, std::int64_t rows) { return cake_parts::layer_rows(asked, rows, p.budget, p.observation_window, p.cascade); };
-  // A prompt of up to budget + window stays whole, and grows so far.
-  r.layer_budget = [p](const Place&, std::int64_t rows) {
-    const std::int64_t whole = (p.budget + p.observation_window).value;
-    return rows <= whole ? rows : p.budget.value;
-  };
+  r.whole = p.budget + p.observation_window;
   return r;
 }
 

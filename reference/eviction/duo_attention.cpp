@@ -9,9 +9,12 @@
 #include <map>
 
 #include "core/errors.hpp"
+#include "core/kernels/attention.hpp"
+#include "core/kernels/store.hpp"
 #include "reference/primitives/eviction/faces.hpp"
 #include "reference/primitives/eviction/serving.hpp"
 #include "reference/primitives/eviction/trained.hpp"
+#include "reference/primitives/plans.hpp"
 
 namespace kvatlas::methods {
 namespace {
@@ -32,6 +35,9 @@ struct Params {
 
 using Classes = std::map<int, std::vector<bool>>;  // by layer: whether each kv head keeps everything
 
+/// Full heads of `heads`, at the quantile `sparsity` of gates that all differ.
+double full_count(double sparsity, double heads) { return sparsity >= 1 ? 0 : sparsity <= 0 ? heads : heads - std::ceil(sparsity * (heads - 1)); }
+
 /// Full heads are those whose gate is at least the quantile `sparsity` of all gates, linear between neighbours; all at 0, none at 1.
 /// Gates are different, so these are as many as places at or above the quantile's.
 Classes full_heads(double sparsity, const std::map<int, NamedTensor>& gates) {
@@ -47,8 +53,7 @@ Classes full_heads(double sparsity, const std::map<int, NamedTensor>& gates) {
     for (std::size_t h = 0; h < t.values.size(); ++h) all.push_back({t.values[h], layer, h});
   }
   std::ranges::stable_sort(all, [](const Head& a, const Head& b) { return a.gate > b.gate; });
-  const auto n = static_cast<double>(all.size());
-  const double count = sparsity >= 1 ? 0 : sparsity <= 0 ? n : n - std::ceil(sparsity * (n - 1));
+  const double count = full_count(sparsity, static_cast<double>(all.size()));
   for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) full[all[i].layer][all[i].head] = true;
   return full;
 }
@@ -83,12 +88,47 @@ Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h
   return ledger;
 }
 
-/// Full and streaming heads are two calls of attention; the mean stands for both.
+/// How many of all heads keep every token: what the rows held say, else the share of the parameters.
+double full_share(const Params& p, const CacheShape& shape, const History& h, const ContentCounts& counts) {
+  std::int64_t heads = 0;
+  for (const LayerClass& c : shape.classes)
+    if (c.kind == RowKind::kv) heads += std::int64_t{c.count()} * c.kv_heads;
+  const std::int64_t tokens = h.tokens().value, streaming = std::min(tokens, p.streaming_rows());
+  const std::int64_t kept = counts.get("kept_rows", -1);
+  if (kept < 0 || tokens <= streaming) return full_count(p.sparsity, static_cast<double>(heads)) / static_cast<double>(heads);
+  const double rows = static_cast<double>(kept) / static_cast<double>(heads * h.sequences);
+  return std::clamp((rows - static_cast<double>(streaming)) / static_cast<double>(tokens - streaming), 0.0, 1.0);
+}
+
+/// Two calls of attention a layer: all tokens for the full heads, sinks and the window for the others. Which layers hold how many full heads
+/// is the gates' secret; here all hold the same number, or one more.
 Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts& counts) {
-  const std::int64_t rows = std::max<std::int64_t>(1, expected_rows(p, h.tokens().value));
-  Rule now = held(p, shape);
-  now.trigger = Trigger::prompt_end;  // a streaming head's new row takes the place of its oldest: nothing is chosen or moved
-  return eviction::decode_plan(now, shape, {.prompt = Tokens(rows - 1), .generated = 1_tok, .sequences = h.sequences}, counts);
+  Plan plan;
+  const double share = full_share(p, shape, h, counts);
+  const std::int64_t tokens = h.tokens().value, windowed = std::min(tokens, p.streaming_rows() + 1);
+  for (const LayerClass& c : shape.classes) {
+    if (add_state_step(plan, c, h)) continue;
+    const double consumers = 1.0 + static_cast<double>(c.readers.size()) / c.count();
+    const CodeFormat plain = CodeFormat::plain(shape.dtype);
+    plan.add(kernels::Append{.sequences = h.sequences, .kv_heads = c.kv_heads, .k_dim = c.k_dim, .v_dim = c.v_dim, .dtype = shape.dtype, .k_format = plain,
+                             .v_format = plain}
+                 .call(c.count()));
+    const auto attend = [&](std::int64_t heads, std::int64_t rows, std::int64_t layers) {
+      if (heads <= 0 || layers <= 0) return;
+      plan.add(kernels::DecodeAttention{.sequences = h.sequences, .kv_heads = static_cast<int>(heads), .q_per_kv = c.q_per_kv(), .k_dim = c.k_dim, .v_dim = c.v_dim,
+                                        .dtype = shape.dtype, .tokens = Tokens(rows), .k_format = plain, .v_format = plain}
+                   .call(static_cast<double>(layers) * consumers));
+      plan.add(kernels::SpanMerge{.rows = h.sequences * heads * c.q_per_kv(), .v_dim = c.v_dim, .dtype = shape.dtype, .tokens = Tokens(rows)}
+                   .call(static_cast<double>(layers) * consumers));
+    };
+    const auto full = static_cast<std::int64_t>(std::llround(share * c.kv_heads * c.count()));
+    const std::int64_t each = full / c.count(), more = full % c.count();
+    for (const auto& [heads, layers] : {std::pair{each + 1, more}, {each, c.count() - more}}) {
+      attend(heads, tokens, layers);
+      attend(c.kv_heads - heads, windowed, layers);
+    }
+  }
+  return plan;
 }
 
 constexpr Need kNeeds[] = {Need::trained_file};

@@ -26,12 +26,8 @@ struct Params {
   }
 };
 
-Rule rule(const Params& p, const CacheShape& shape) {
-  Rule r{.name = "finch", .scorer = position_weighted_attention(p.observation_window, p.normalize), .budget = p.budget, .rerotate = p.rerotate};
-  if (p.rerotate)
-    for (const LayerClass& c : shape.classes)
-      if (c.alibi) r.refusal = "alibi is true: positions of a linear bias cannot be moved by rotation";
-  return r;
+Rule rule(const Params& p, const CacheShape&) {
+  return {.name = "finch", .scorer = position_weighted_attention(p.observation_window, p.normalize), .budget = p.budget, .rerotate = p.rerotate};
 }
 
 }  // namespace
@@ -40,13 +36,7 @@ extern constinit const Method finch{
     .slug = "finch", .name = "FINCH", .family = Family::eviction,
     .paper = {.title = "FINCH: Prompt-guided Key-Value Cache Compression for Large Language Models", .url = "https://arxiv.org/abs/2408.00167", .year = 2024},
     .params = specs<Params>,
-    .serving = {.prefix_cache = kServingOnce.prefix_cache,
-                .paged_cache = kServingOnce.paged_cache,
-                .chunked_prefill = kServingOnce.chunked_prefill,
-                .cuda_graphs = kServingOnce.cuda_graphs,
-                .tensor_parallelism = kServingOnce.tensor_parallelism,
-                .speculation = {Works::partly, "generated tokens can be taken back; trees would need a slot twice"},
-                .multi_turn = kServingOnce.multi_turn},
+    .serving = kServingMoved,
     .exact_when = "budget=1M",
     .notes = "The position of a query stands for the number of tokens that it sees, one too few, as in kvpress. Turning a stored key rounds it "
              "once more. Generated tokens follow the kept ones, so the model sees a shorter text.",

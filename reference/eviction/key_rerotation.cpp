@@ -23,12 +23,10 @@ struct Params : WindowParams {  // window, kernel and pooling: defaults of kvpre
   }
 };
 
-Rule rule(const Params& p, const CacheShape& shape) {
+Rule rule(const Params& p, const CacheShape&) {
   Rule r{.name = "key_rerotation", .refusal = p.score == BaseScore::snapkv ? p.refusal(p.budget) : std::nullopt,
          .scorer = scorer_of(p.score, p), .budget = p.budget, .rerotate = true};
   r.granularity = p.granularity;
-  for (const LayerClass& c : shape.classes)
-    if (c.alibi) r.refusal = "alibi is true: positions of a linear bias cannot be moved by rotation";
   return r;
 }
 
@@ -38,13 +36,7 @@ extern constinit const Method key_rerotation{
     .slug = "key_rerotation", .name = "Key re-rotation", .family = Family::eviction,
     .paper = {.title = "kvpress: LLM KV cache compression made easy", .url = "https://github.com/NVIDIA/kvpress", .year = 2024},
     .params = specs<Params>,
-    .serving = {.prefix_cache = kServingOnce.prefix_cache,
-                .paged_cache = kServingOnce.paged_cache,
-                .chunked_prefill = kServingOnce.chunked_prefill,
-                .cuda_graphs = kServingOnce.cuda_graphs,
-                .tensor_parallelism = kServingOnce.tensor_parallelism,
-                .speculation = {Works::partly, "generated tokens can be taken back; trees would need a slot twice"},
-                .multi_turn = kServingOnce.multi_turn},
+    .serving = kServingMoved,
     .exact_when = "budget=1M",
     .notes = "Without a rotary embedding nothing turns. Turning a stored key rounds it once more. The wrapped score is keydiff unless another is named. "
              "Heads keep different tokens, so one token has different positions in different heads, as in kvpress.",

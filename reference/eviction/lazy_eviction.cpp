@@ -28,7 +28,7 @@ struct Params {
   static constexpr auto fields() {
     return std::tuple{field(&Params::budget, "budget", "token", 1, 1 << 20, "tokens kept by an event, the newest ones included"),
                       field(&Params::window, "window", "token", 1, 1 << 16, "generated tokens between two events; newest tokens, never evicted"),
-                      field(&Params::threshold, "threshold", "", 0, 0.01, "a token is attended to when its weight in any head of the group is above this"),
+                      field(&Params::threshold, "threshold", "", 0, 1, "a token is attended to when its weight in any head of the group is above this"),
                       choice(&Params::combine, "combine", kCombineNames, "how the two terms of a score become one")};
   }
 };
@@ -66,6 +66,7 @@ Rule rule(const Params& p, const CacheShape&) {
   if (p.budget <= p.window) return r;  // no room for older tokens: a window, without a score
   r.words = {{"last_seen", 4}, {"interval", 4}};
   r.observe = [threshold = p.threshold](const Seen& seen) { note(threshold, seen); };
+  r.reads_prompt_weights = false;
   r.scorer.score = [combine = p.combine](const Scene& scene) {
     return of_heads(scene, [&](int h) {
       const std::vector<std::uint64_t> last = scene.rows.words(kSeen).all(h), interval = scene.rows.words(kInterval).all(h);

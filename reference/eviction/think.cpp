@@ -9,6 +9,7 @@
 #include "core/errors.hpp"
 #include "core/formats/dtype.hpp"
 #include "core/kernels/select.hpp"
+#include "core/kernels/store.hpp"
 #include "reference/method.hpp"
 #include "reference/primitives/selection.hpp"
 #include "reference/primitives/side_method.hpp"
@@ -198,14 +199,17 @@ Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, con
   return side_decode_plan(shape, h, layout_with<Params, side_layout>(now, shape.dtype));
 }
 
-/// A pass over the keys for their squares, and the copy of what stays.
+/// A pass over the keys for their squares, and the copy of the channels that stay.
 Plan prefill_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) {
   Plan plan = dense_prefill_plan(shape, h);
-  for (const LayerClass& c : shape.classes)
-    if (c.kind == RowKind::kv && h.prompt.value > 0)
-      plan.add(kernels::LabelScore{.sequences = h.sequences, .heads = c.kv_heads, .q_per_head = 1, .channels = c.k_dim,
-                                   .label_bits = std::int64_t{8} * c.k_dim * bytes_of(shape.dtype), .tokens = h.prompt}
-                   .call(c.count() * (p.pruned_rows(h.prompt) > 0 ? 2.0 : 1.0)));
+  const std::int64_t thin = p.pruned_rows(h.prompt);
+  for (const LayerClass& c : shape.classes) {
+    if (c.kind != RowKind::kv || h.prompt.value == 0) continue;
+    plan.add(kernels::LabelScore{.sequences = h.sequences, .heads = c.kv_heads, .q_per_head = 1, .channels = c.k_dim,
+                                 .label_bits = std::int64_t{8} * c.k_dim * bytes_of(shape.dtype), .tokens = h.prompt}
+                 .call(c.count()));
+    plan.add(kernels::Copy{.segments = std::int64_t{h.sequences} * c.kv_heads, .bytes = thin * p.kept_channels(c.k_dim) * bytes_of(shape.dtype)}.call(c.count()));
+  }
   return plan;
 }
 

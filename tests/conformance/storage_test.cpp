@@ -5,6 +5,7 @@
 
 #include "core/errors.hpp"
 #include "core/parallel.hpp"
+#include "reference/components.hpp"
 #include "reference/compose/recipe.hpp"
 #include "reference/registry.hpp"
 #include "tests/catch.hpp"
@@ -15,11 +16,12 @@ using namespace kvatlas::test;
 
 namespace {
 
-/// Component by component, the counted ledger against the formula's.
+/// Component by component, the counted ledger against the formula's; every component has a kind.
 void require_equal(const Ledger& counted, const Ledger& formula) {
   for (const Ledger* from : {&counted, &formula})
     for (const LedgerEntry& e : from->entries()) {
       CAPTURE(e.component, name_of(e.side));
+      REQUIRE(find_component(e.component).has_value());  // `show` says what its bytes are
       REQUIRE(counted.of(e.component, e.side).value == formula.of(e.component, e.side).value);
     }
   REQUIRE(counted.total().value == formula.total().value);
@@ -29,6 +31,19 @@ bool has_scores(const Method& m) { return std::ranges::find(m.needs, Need::atten
 
 /// Scores that steer evictions: they change no output before the next one, and after it only where a flip changes who leaves.
 bool steers(const Method& m, const NamedBuffer& b) { return b.component != "rows" && has_scores(m); }
+
+/// Settings above which a state steers nothing on random inputs: attention never comes back to a token.
+struct Inert {
+  std::string_view slug, parameter;
+  double most;
+};
+constexpr Inert kInert[] = {{"lazy_eviction", "threshold", 0.01}};
+
+void let_states_steer(Scenario& s) {
+  for (const Inert& inert : kInert)
+    for (std::size_t i = 0; inert.slug == s.method->slug && i < s.row.size(); ++i)
+      if (s.method->params[i].name == inert.parameter) s.row[i] = std::min(s.row[i], inert.most);
+}
 
 /// Decode steps, at least the situation's own, after which tokens leave in the next one; its own where none leave for long.
 std::int64_t steps_before_event(const Scenario& s) {
@@ -97,6 +112,7 @@ TEST_CASE("flipping bits of any buffer changes an output bit or is refused", "[c
       Scenario s = draw(*m, static_cast<std::uint64_t>(attempt) + 200000);
       s.prompt = std::max<std::int64_t>(s.prompt, 40);
       s.chunk = s.prompt;
+      let_states_steer(s);
       if (has_scores(*m)) s.decode = steps_before_event(s);
       CAPTURE(s.describe());
       const auto cache = open_cache(s);

@@ -200,12 +200,12 @@ struct Run {
 
   Run(const GoldenCase& g, const Ours& ours) : k(without_batch(g.floats(g.has("k") ? "k" : "k_pre"))), layer(ours.layer) {
     const std::int64_t tokens = k.dims()[1], dim = k.dims()[2];
-    const bool rotates = g.has("q_pre");
+    const bool rotates = g.has("q_pre") || has(g, "rope_base");
     RopeSpec rope;
-    if (rotates) rope = {.base = 10000.0, .rotary_dim = static_cast<int>(dim)};
+    if (rotates) rope = {.base = has(g, "rope_base") ? g.parameter<double>("rope_base") : 10000.0, .rotary_dim = static_cast<int>(dim)};
     if (rotates) RopeTable(rope).apply_inverse(k.view(), positions(0, tokens));
-    if (rotates || g.has("q")) {
-      const Array given = without_batch(g.floats(rotates ? "q_pre" : "q"));  // perhaps the last ones only
+    if (g.has("q_pre") || g.has("q")) {
+      const Array given = without_batch(g.floats(g.has("q_pre") ? "q_pre" : "q"));  // perhaps the last ones only
       q = Array({given.dims()[0], tokens, dim});
       for (std::int64_t h = 0; h < given.dims()[0]; ++h)
         for (std::int64_t i = 0; i < given.dims()[1]; ++i)
@@ -256,6 +256,18 @@ struct Run {
     return all;
   }
 };
+
+/// Keys as stored, head by head.
+std::vector<float> stored_keys(const KvCache& cache, int layer) {
+  std::vector<float> all;
+  for (const NamedBuffer& b : cache.buffers()) {
+    if (!b.name.starts_with(cat("layer", layer, "/k_rows/"))) continue;
+    const std::size_t from = all.size();
+    all.resize(from + b.bytes.size() / sizeof(float));
+    std::memcpy(all.data() + from, b.bytes.data(), b.bytes.size());
+  }
+  return all;
+}
 
 std::vector<std::int64_t> flat(const std::vector<std::vector<std::int64_t>>& rows) {
   std::vector<std::int64_t> all;
@@ -329,6 +341,7 @@ TEST_CASE("eviction methods keep the tokens that the released codes keep", "[gol
         for (std::size_t h = 0; h < kept.size(); ++h) differ += kept[h] == theirs[h] ? 0 : 1;
         GoldenTable::row(slug, g.name(), "kept", "set", differ, 0, differ == 0);
         CHECK(kept == theirs);
+        if (g.has("keys_out")) check_bound(g, "keys_out", stored_keys(*run.cache, run.layer), tolerance_of(g, "keys_out"));  // turned
       } else if (g.has("scores")) {
         check_scores_kept(g, "scores", kept, theirs);
       } else if (g.has("pooled")) {

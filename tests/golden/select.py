@@ -209,7 +209,7 @@ SELECTION = {
         "case01_kvpress_knorm_S200_cr0.6_base1000000": ("inv_freq",),
     },
     "finch": {
-        "case01_kvpress_S90_w11_cr0.5_chunkNone_rerot1": ("keys_out",),
+        "case01_kvpress_S90_w11_cr0.5_chunkNone_rerot1": (),
     },
     "quest": {
         "case01_eval_S100_page16_budget48_H4_2": (),

@@ -13,7 +13,7 @@ _COMPONENTS = (
     "codes blocks streams coefficients values factors low_rank radii salient trits signs outlier_signs",
     "scales absmax global_scale tensor_scale norms outlier_norms zeros minima ranges thresholds",
     "codebook codebooks cdf basis balancer",
-    "index indices labels channels lengths page_max page_min summaries tree positions bitmap bitmaps offsets outlier_index outlier_channels important order header",
+    "index indices labels channels lengths page_max page_min summaries tree positions bitmaps offsets outlier_index outlier_channels important order header",
     "residual edge_rows",
     "rows shared_rows sink_rows thin_rows sinks partial outliers",
     "state clock limit mass queries query_moments window_queries last_seen interval history poison")

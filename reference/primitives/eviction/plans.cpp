@@ -63,7 +63,7 @@ Plan decode_plan(const Rule& rule, const CacheShape& shape, const History& h, co
       if (held != expected && expected > 0) rows = std::max<std::int64_t>(1, rows * held / expected);
       const double layers = static_cast<double>(group.layers);
       const std::int64_t most = rule.quota(group.place, std::int64_t{1} << 30);
-      const bool evicts = rule.trigger != Trigger::prompt_end && attended_rows(rule, group.place, h) >= most;
+      const bool evicts = drops_rows(rule, group.place, h);
       // A slot that was freed takes the next token: rows then lie in any order and are read through a list of slots.
       const bool reuses = evicts && rule.trigger == Trigger::every_step;
       const CodeFormat plain = CodeFormat::plain(stored.dtype);
@@ -104,7 +104,7 @@ Plan prefill_plan(const Rule& rule, const CacheShape& shape, const History& h) {
   const CacheShape& stored = *as_stored;
   for (const LayerClass& c : stored.classes) {
     if (c.kind != RowKind::kv || h.prompt.value == 0) continue;
-    if (rule.learns())  // weights of all queries: a second pass over the causal half, as many pairs as half of the queries
+    if (rule.learns() && rule.reads_prompt_weights)  // weights of all queries: a second pass over the causal half, as many pairs as half of the queries
       plan.add(kernels::WindowScore{.sequences = h.sequences, .kv_heads = c.kv_heads, .q_per_kv = c.q_per_kv(), .k_dim = c.k_dim,
                                     .dtype = stored.dtype, .context = h.prompt, .observation_window = Tokens(ceil_div(h.prompt.value, 2))}
                    .call(c.count()));

@@ -8,6 +8,7 @@
 namespace kvatlas::eviction {
 
 std::int64_t Rule::quota(const Place& place, std::int64_t rows) const {
+  if (rows <= whole.value) return rows;
   const std::int64_t wanted = layer_budget ? layer_budget(place, rows) : budget.value;
   return std::min(rows, std::max(wanted, guarded()));
 }
@@ -40,7 +41,7 @@ std::int64_t after_prompt(const Rule& rule, const Place& place, std::int64_t pro
 
 std::int64_t rows_after(const Rule& rule, const Place& place, std::int64_t prompt, std::int64_t generated) {
   const std::int64_t start = after_prompt(rule, place, prompt);
-  if (rule.trigger == Trigger::prompt_end) return start + generated;
+  if (rule.trigger == Trigger::prompt_end || prompt + generated <= rule.whole.value) return start + generated;
   const std::int64_t most = ceiling(rule, place);
   if (rule.trigger == Trigger::overflow) {
     const std::int64_t rows = start + generated;
@@ -63,8 +64,14 @@ std::int64_t attended_rows(const Rule& rule, const Place& place, const History& 
   return std::max<std::int64_t>(1, before + 1);
 }
 
+bool drops_rows(const Rule& rule, const Place& place, const History& h) {
+  if (rule.trigger == Trigger::prompt_end || h.tokens() <= rule.whole) return false;
+  return attended_rows(rule, place, h) >= ceiling(rule, place);
+}
+
 std::int64_t most_rows(const Rule& rule, const Place& place, const History& h) {
-  const std::int64_t now = kept_rows(rule, place, h);
+  std::int64_t now = kept_rows(rule, place, h);
+  if (h.prompt <= rule.whole) now = std::max(now, std::min(h.tokens(), rule.whole).value);
   if (rule.trigger == Trigger::prompt_end || rule.trigger == Trigger::every_step) return now;
   const std::int64_t start = after_prompt(rule, place, h.prompt.value), most = ceiling(rule, place);
   if (rule.trigger == Trigger::overflow) return std::min(start + h.generated.value, most);
@@ -82,6 +89,8 @@ std::optional<std::string> why_not(const Rule& rule, const CacheShape& shape) {
     return cat("budget less the tokens that leave at once is ", rule.budget.value - rule.room.value,
                ", must be at least the tokens that always stay (", std::max<std::int64_t>(1, rule.guarded()), ")");
   KV_ASSERT(!(rule.content_counts && rule.keeps_words() && !rule.words.empty()), "words are counted by the closed form");
+  for (const LayerClass& c : shape.classes)
+    if (rule.rerotate && c.alibi) return "alibi is true: positions of a linear bias cannot be moved by rotation";
   if (rule.scorer.window.value > 0)
     for (const LayerClass& c : shape.classes)
       if (c.attention_sink) return "learned sink logits: the scores of the window would need them after the prompt";

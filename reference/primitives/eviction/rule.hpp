@@ -97,6 +97,7 @@ struct Rule {
   Tokens sinks{0}, recent_window{0};  // first and newest slots, never candidates
 
   Tokens budget{0};  // rows a head keeps, protected ones included
+  Tokens whole{0};   // a prompt of up to so many rows stays whole and grows so far; then the budget holds
   std::function<std::int64_t(const Place&, std::int64_t rows)> layer_budget{};  // instead of `budget`; rows present
   /// Tokens that each head of a layer keeps of its candidates, when on average it may keep k; none: each keeps k.
   std::function<Counts(const Place&, const std::vector<std::span<const float>>& candidates, std::int64_t k)> share{};
@@ -124,6 +125,7 @@ struct Rule {
 
   std::vector<Word> words{};  // state per slot; of a prompt_end rule it goes when the prompt ends
   std::function<void(const Seen&)> observe{};
+  bool reads_prompt_weights = true;  // false: `observe` learns nothing from weights of the prompt's queries
 
   /// Slots that no choice can drop.
   std::int64_t guarded() const { return sinks.value + std::max(recent_window, scorer.unscored).value; }
@@ -142,6 +144,8 @@ Places places_of(const CacheShape& shape, const LayerClass& c);
 std::int64_t kept_rows(const Rule& rule, const Place& place, const History& h);
 /// The same while the last step attends: its event has not come yet.
 std::int64_t attended_rows(const Rule& rule, const Place& place, const History& h);
+/// Whether the event of the last step drops rows.
+bool drops_rows(const Rule& rule, const Place& place, const History& h);
 /// The most rows that were held after a step on the way to `h`.
 std::int64_t most_rows(const Rule& rule, const Place& place, const History& h);
 

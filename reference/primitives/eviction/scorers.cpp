@@ -19,6 +19,12 @@ void charge_rows(const Charge& to, int dim, int passes) {
                   .call(to.launches * passes));
 }
 
+void charge_last(const Charge& to) {
+  if (to.prompt) return charge_window(to, 1_tok);
+  to.plan.add(kernels::MassUpdate{.sequences = to.history.sequences, .kv_heads = to.c.kv_heads, .q_per_kv = to.c.q_per_kv(), .tokens = to.rows, .state_bytes = 4}
+                  .call(to.launches));
+}
+
 namespace {
 
 std::vector<float> difference_scores(const Array& keys) {
@@ -120,15 +126,7 @@ Scorer last_attention() {
             }
             return Scores(masses.size(), mean);
           },
-          .charge = [](const Charge& to) {
-            if (to.prompt) {
-              charge_window(to, 1_tok);
-            } else {  // the rows of weights that attention handed out are averaged over the heads
-              to.plan.add(kernels::MassUpdate{.sequences = to.history.sequences, .kv_heads = to.c.kv_heads, .q_per_kv = to.c.q_per_kv(),
-                                              .tokens = to.rows, .state_bytes = 4}
-                              .call(to.launches));
-            }
-          },
+          .charge = charge_last,
           .window = 1_tok,
           .weights_leave = true};
 }

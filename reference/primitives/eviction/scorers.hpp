@@ -30,5 +30,7 @@ Scorer scorer_of(BaseScore base, const WindowParams& window);
 /// Pieces of `charge`: the kernel of window scores, and one that reads `passes` times the keys (or `dim` values a row).
 void charge_window(const Charge& charge, Tokens window);
 void charge_rows(const Charge& charge, int dim, int passes = 1);
+/// The newest query's weights: a pass over the keys when the prompt ends; in a step attention hands them out and they are averaged.
+void charge_last(const Charge& charge);
 
 }  // namespace kvatlas::eviction

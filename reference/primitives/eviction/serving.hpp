@@ -15,6 +15,15 @@ inline constexpr Serving kServingOnce{
     .speculation = {Works::yes, "generated tokens are all kept and can be taken back"},
     .multi_turn = {Works::partly, "what the first question did not need is gone for the second"}};
 
+/// The same, and kept keys move to new positions.
+inline constexpr Serving kServingMoved{.prefix_cache = kServingOnce.prefix_cache,
+                                       .paged_cache = kServingOnce.paged_cache,
+                                       .chunked_prefill = kServingOnce.chunked_prefill,
+                                       .cuda_graphs = kServingOnce.cuda_graphs,
+                                       .tensor_parallelism = kServingOnce.tensor_parallelism,
+                                       .speculation = {Works::partly, "generated tokens can be taken back; trees would need a slot twice"},
+                                       .multi_turn = kServingOnce.multi_turn};
+
 /// Chosen once; heads hold different numbers of rows.
 inline constexpr Serving kServingRagged{
     .prefix_cache = {Works::no, "the choice depends on the whole prompt, and dropped rows are gone"},

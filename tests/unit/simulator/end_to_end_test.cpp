@@ -51,9 +51,11 @@ TEST_CASE("runs that nothing here describes are counted with their reason, never
                                                   "B200,x,sglang-0.5,nobody/knows,fp8,fp8,1024,64,8,8,8,1,8,1,100,12\n"
                                                   "B200,x,own-1,deepseek-ai/DeepSeek-R1,fp8,fp8,1024,64,8,8,8,1,8,1,100,12\n"
                                                   "B200,x,sglang-0.5,deepseek-ai/DeepSeek-R1,int3,,1024,64,8,8,8,1,8,1,100,12\n"
-                                                  "H100,x,trtllm-1,meta-llama/Llama-3.1-8B-Instruct,bf16?,,1024,64,8,8,1,,,,100,8\n",
+                                                  "H100,x,trtllm-1,meta-llama/Llama-3.1-8B-Instruct,bf16?,,1024,64,8,8,1,,,,100,8\n"
+                                                  "H100,x,trtllm-1,nobody/knows,bf16,,1024,64,28.0,,1,,,,100,8\n"
+                                                  "H100,x,trtllm-1,meta-llama/Llama-3.1-8B-Instruct,bf16,,1024,64,28.0,,1,,,,100,8\n",
                                        "runs", left_out);
-  CHECK(left_out == std::map<std::string, int>{{"layout with attn_dp 8", 1}, {"no description of nobody/knows", 1}, {"no profile of own-1", 1}, {"weights int3", 1}});
+  CHECK(left_out == std::map<std::string, int>{{"layout with attn_dp 8", 1}, {"concurrency is not stated", 1}, {"no description of nobody/knows", 2}, {"no profile of own-1", 1}, {"weights int3", 1}});
   REQUIRE(figures.size() == 2);
   CHECK(figures[0].kind == "e2e_ttft");
   CHECK(figures[1].kind == "e2e_tpot");

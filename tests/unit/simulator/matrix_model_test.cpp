@@ -70,6 +70,12 @@ TEST_CASE("a product is launch, waves and the smooth maximum of bytes, tensor wo
   }
 }
 
+TEST_CASE("products of 8-bit activations count the pass that makes them", "[unit]") {
+  const MatrixModel m = matrices("llama-3.1-8b", "h100", WeightFormat::fp8);
+  const MatrixTime t = m.time(find(m, "o_proj"), 1000);
+  CHECK(t.bytes == 4096.0 * 4096 + 1000.0 * 4096 * (1 + 2) + 1000.0 * 4096 * (2 + 1));
+}
+
 TEST_CASE("tokens meet experts by chance: one token its own, many tokens all of them", "[unit]") {
   const MatrixModel m = matrices("mixtral-8x7b");
   const MatrixOp& op = find(m, "expert_gate_up_proj");
