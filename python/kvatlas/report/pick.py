@@ -6,16 +6,16 @@ from typing import Any, Dict, List, Optional, Tuple
 
 LIT = 8  # series in colour, the plain cache among them
 
-# What components of a ledger are, for stacked bars. A test holds this table against the program's and against the components that methods write;
+# What components of a ledger are, for stacked bars: the table of reference/components.cpp, which a test holds against this one;
 # a component that a newer program wrote and this table lacks is drawn as state.
 KINDS = ("codes", "scales and zeros", "codebooks", "indices", "newest tokens, plain", "plain rows", "state")
 _COMPONENTS = (
-    "codes blocks streams coefficients values factors low_rank radii salient trits signs outlier_signs",
-    "scales absmax global_scale tensor_scale norms outlier_norms zeros minima ranges thresholds",
-    "codebook codebooks cdf basis balancer",
-    "index indices labels channels lengths page_max page_min summaries tree positions bitmaps offsets outlier_index outlier_channels important order header",
+    "codes blocks streams coefficients indices signs outlier_signs trits low_rank",
+    "scales absmax global_scale tensor_scale factors balancer norms outlier_norms residual_norms radii ranges thresholds zeros minima",
+    "codebook codebooks cdf basis",
+    "index labels channels lengths page_max page_min summaries tree positions bitmaps offsets outlier_channels important salient order header",
     "residual edge_rows",
-    "rows shared_rows sink_rows thin_rows sinks partial outliers",
+    "rows thin_rows shared_rows sink_rows sinks values outliers partial",
     "state clock limit mass queries query_moments window_queries last_seen interval history poison")
 _KIND_OF = {name: kind for kind, names in enumerate(_COMPONENTS) for name in names.split()}
 

@@ -39,8 +39,9 @@ Ledger ledger_formula(const Rule& rule, const CacheShape& shape, const History& 
     const std::int64_t row_bytes = std::int64_t{c.k_dim + c.v_dim} * bytes_of(stored.dtype);
     std::int64_t rows = 0, most = 0;
     const auto add_layers = [&](const Place& place, std::int64_t layers) {
-      rows += kept_rows(rule, place, h) * heads * layers;
-      most += most_rows(rule, place, h) * heads * layers;
+      const std::int64_t now = kept_rows(rule, place, h);
+      rows += now * heads * layers;
+      most += (rule.trigger == Trigger::prompt_end ? now : most_rows(rule, place, h)) * heads * layers;
     };
     if (rule.layer_budget) {
       for (const Place& place : places_of(stored, c)) add_layers(place, 1);

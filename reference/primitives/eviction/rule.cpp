@@ -17,7 +17,7 @@ Places places_of(const CacheShape& shape, const LayerClass& c) {
   boost::container::small_vector<int, 80> all;
   for (const LayerClass& other : shape.classes)
     if (other.kind == RowKind::kv) all.insert(all.end(), other.layers.begin(), other.layers.end());
-  std::ranges::sort(all);
+  if (!std::ranges::is_sorted(all)) std::ranges::sort(all);  // layers of one class are in order
   Places places;
   for (const int layer : c.layers)
     places.push_back({.layer = layer, .ordinal = static_cast<int>(std::ranges::lower_bound(all, layer) - all.begin()),
