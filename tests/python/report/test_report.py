@@ -192,13 +192,13 @@ def test_figures_that_cannot_be_written_leave_the_page_and_the_folder_as_they_we
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     out, figures = tmp_path / "report.html", tmp_path / "figures"
     out.write_text("old page")
-    (figures / "measured.png.part").mkdir(parents=True)
+    (figures / "tradeoff.png.part").mkdir(parents=True)
     (figures / "tradeoff.svg").write_text("old figure")
-    with pytest.raises(StoreError, match="measured.png.part: cannot be written"):
+    with pytest.raises(StoreError, match="tradeoff.png.part: cannot be written"):
         report(store, out, figures=figures)
     assert isinstance(StoreError("x"), OSError)
     assert out.read_text() == "old page" and (figures / "tradeoff.svg").read_text() == "old figure"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "report.html"] and sorted(p.name for p in figures.iterdir()) == ["measured.png.part", "tradeoff.svg"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "report.html"] and sorted(p.name for p in figures.iterdir()) == ["tradeoff.png.part", "tradeoff.svg"]
 
 
 def test_the_quality_figure_is_decided_by_the_model_that_it_draws(store: Path, tmp_path: Path) -> None:
