@@ -1,11 +1,13 @@
 // Cases of vectors as folders: case.json, one .npy file an array, one a stage's buffers.
-#include <set>
+#include <initializer_list>
+#include <map>
 #include <span>
 
 #include "answers/vectors.hpp"
 #include "core/errors.hpp"
 #include "core/io/file.hpp"
 #include "core/io/npy.hpp"
+#include "reference/compose/trained_inputs.hpp"
 #include "sweeps/hash128.hpp"
 
 namespace kvatlas::answers {
@@ -58,6 +60,76 @@ T at(const Json& j, const char* key, const std::string& where) {
   }
 }
 
+/// A whole number within a range: a fraction or a huge number would become another one on its way into an int.
+std::int64_t whole(const Json& j, const char* key, std::int64_t least, std::int64_t most, const std::string& where) {
+  const auto value = at<Json>(j, key, where);
+  if (!value.is_number_integer() || value.get<double>() < static_cast<double>(least) || value.get<double>() > static_cast<double>(most))
+    throw IoError(cat(where, ": ", key, " is ", value.dump(), ", must be a whole number from ", least, " to ", most));
+  return value.get<std::int64_t>();
+}
+
+int dimension(const Json& j, const char* key, int least, const std::string& where) { return static_cast<int>(whole(j, key, least, 1 << 16, where)); }
+
+/// The place of a text in its list of allowed ones.
+std::size_t one_of(const Json& j, const char* key, std::initializer_list<const char*> names, const std::string& where) {
+  const auto value = at<std::string>(j, key, where);
+  std::string allowed;
+  for (const char* const* n = names.begin(); n != names.end(); ++n) {
+    if (value == *n) return static_cast<std::size_t>(n - names.begin());
+    allowed += cat(allowed.empty() ? "" : ", ", *n);
+  }
+  throw IoError(cat(where, ": ", key, " is \"", value, "\", must be one of ", allowed));
+}
+
+std::string spell(const std::vector<std::int64_t>& dims) {
+  std::string text;
+  for (const std::int64_t d : dims) text += cat(text.empty() ? "[" : ", ", d);
+  return text.empty() ? "[]" : text + "]";
+}
+
+using Dims = std::map<std::string, std::vector<std::int64_t>, std::less<>>;
+
+/// throws IoError unless the tensors of a list are those of `wanted`, each with its dimensions
+void require_tensors(const TensorMap& found, const Dims& wanted, const char* list, const std::string& where) {
+  for (const auto& [name, dims] : wanted) {
+    const auto tensor = found.find(name);
+    if (tensor == found.end()) throw IoError(cat(where, ": ", list, " lacks ", name));
+    if (tensor->second.dims != dims) throw IoError(cat(where, ": ", list, " has ", name, " of shape ", spell(tensor->second.dims), ", must have ", spell(dims)));
+  }
+  for (const auto& [name, tensor] : found)
+    if (!wanted.contains(name)) throw IoError(cat(where, ": ", list, " has ", name, ", which a case of this method does not have"));
+}
+
+/// What the method and the kind of a case demand of its numbers and arrays, so that the reference can run on them.
+void require_consistent(const VectorCase& c, const std::string& where) {
+  const Method& m = *c.choice.method;
+  if ((c.kind == VectorKind::cache && m.open == nullptr) || (c.kind == VectorKind::group && m.open_group == nullptr) || (c.kind == VectorKind::conversion && m.convert == nullptr))
+    throw IoError(cat(where, ": kind is \"", name_of(c.kind), "\", which ", m.slug, " does not have"));
+  const auto sentence = why_not(c.shape);
+  if (sentence) throw IoError(cat(where, ": shape: ", *sentence));
+  if (const auto why = why_not(m, c.choice.row, c.shape)) throw IoError(cat(where, ": ", c.choice.canonical(), ": ", *why));
+  const LayerClass& lc = c.shape.classes.front();
+  if (!(lc.rope.base > 0 && lc.rope.base <= 1e12)) throw IoError(cat(where, ": base is ", lc.rope.base, ", must be above 0 and at most 1e12"));
+  const std::int64_t tokens = c.prompt + c.decode * (c.kind == VectorKind::group ? 2 : 1), layers = lc.count();
+  if (c.kind == VectorKind::conversion) {
+    const auto width = [&](const char* name, std::size_t axis) {
+      const auto tensor = c.inputs.find(name);
+      return tensor != c.inputs.end() && tensor->second.dims.size() == 2 ? tensor->second.dims[axis] : 0;
+    };
+    const std::int64_t hidden = width("w_q", 1), sample = width("calibration", 0);
+    require_tensors(c.inputs, {{"w_q", {std::int64_t{lc.q_heads} * lc.k_dim, hidden}}, {"w_k", {std::int64_t{lc.kv_heads} * lc.k_dim, hidden}}, {"w_v", {std::int64_t{lc.kv_heads} * lc.v_dim, hidden}},
+                               {"w_o", {hidden, std::int64_t{lc.q_heads} * lc.v_dim}}, {"calibration", {sample, hidden}}}, "inputs", where);
+    if (!c.stages.empty()) throw IoError(cat(where, ": stages has ", c.stages.size(), ", must have none: a conversion has no buffers"));
+    return;
+  }
+  require_tensors(c.inputs, {{"q", {layers, lc.q_heads, tokens, lc.k_dim}}, {"k", {layers, lc.kv_heads, tokens, lc.k_dim}}, {"v", {layers, lc.kv_heads, tokens, lc.v_dim}}}, "inputs", where);
+  require_tensors(c.outputs, {{"out", {layers, lc.q_heads, tokens, lc.v_dim}}}, "outputs", where);
+  Dims trained;
+  for (const auto& [name, tensor] : scenarios::trained_inputs(m, c.choice.row, c.shape, 0)) trained[name] = tensor.dims;
+  require_tensors(c.trained, trained, "trained", where);
+  if (c.stages.size() != 2 || c.stages[0].name != "prompt" || c.stages[1].name != "end") throw IoError(cat(where, ": stages must be prompt and end, in this order"));
+}
+
 std::vector<std::byte> checked(const io::RawTensor& raw, const Json& row, const std::string& path) {
   const std::string stated = at<std::string>(row, "murmur3_128", path), found = digest(raw.bytes);
   if (stated != found) throw IoError(cat(path, ": hash is ", found, ", case.json states ", stated));
@@ -66,10 +138,15 @@ std::vector<std::byte> checked(const io::RawTensor& raw, const Json& row, const 
 
 TensorMap read_tensors(const Json& rows, const fs::path& folder) {
   TensorMap out;
+  const std::string where = (folder / "case.json").string();
   for (const auto& [name, row] : rows.items()) {
-    const std::string path = (folder / at<std::string>(row, "file", (folder / "case.json").string())).string();
+    const std::string path = (folder / at<std::string>(row, "file", where)).string();
     const io::RawTensor raw = io::read_npy(path);
     checked(raw, row, path);
+    one_of(row, "dtype", {"float32"}, where);
+    if (raw.type != io::ElementType::f32) throw IoError(cat(path, ": elements are ", io::name_of(raw.type), ", case.json states float32"));
+    if (const auto stated = at<std::vector<std::int64_t>>(row, "shape", where); stated != raw.dims)
+      throw IoError(cat(path, ": shape is ", spell(raw.dims), ", case.json states ", spell(stated)));
     out[name] = io::to_floats(raw, path);
   }
   return out;
@@ -126,25 +203,26 @@ VectorCase read_case(const fs::path& folder) {
   const std::string path = (folder / "case.json").string();
   const std::vector<std::byte> bytes = io::read_file(path);
   const Json j = Json::parse(reinterpret_cast<const char*>(bytes.data()), reinterpret_cast<const char*>(bytes.data()) + bytes.size(), nullptr, false);
-  if (j.is_discarded() || !j.is_object() || j.value("format", "") != kFormat) throw IoError(cat(path, ": not a case of vectors, must be JSON whose format is \"", kFormat, "\""));
+  if (j.is_discarded() || !j.is_object() || !j.contains("format") || j["format"] != kFormat) throw IoError(cat(path, ": not a case of vectors, must be JSON whose format is \"", kFormat, "\""));
   VectorCase c{.name = at<std::string>(j, "case", path), .kind = VectorKind::cache, .choice = {}, .shape = {}, .inputs = {}, .trained = {}, .outputs = {}, .stages = {}};
-  const auto kind = at<std::string>(j, "kind", path);
-  c.kind = kind == "group" ? VectorKind::group : kind == "conversion" ? VectorKind::conversion : VectorKind::cache;
+  c.kind = static_cast<VectorKind>(one_of(j, "kind", {"cache", "group", "conversion"}, path));
   try {
     c.choice = parse_choice(at<std::string>(j, "method", path));
   } catch (const InvalidArgument& e) {
     throw IoError(cat(path, ": ", e.what()));
   }
   const Json shape = at<Json>(j, "shape", path), rope = at<Json>(shape, "rope", path);
-  const auto dtype = at<std::string>(shape, "dtype", path);
-  c.shape = uniform_shape(at<int>(shape, "layers", path), at<int>(shape, "q_heads", path), at<int>(shape, "kv_heads", path), at<int>(shape, "k_dim", path),
-                          dtype == "f32" ? Dtype::f32 : dtype == "fp16" ? Dtype::f16 : Dtype::bf16,
-                          {.base = at<double>(rope, "base", path), .rotary_dim = at<int>(rope, "rotary_dim", path),
-                           .layout = at<std::string>(rope, "layout", path) == "interleaved" ? RopeLayout::interleaved : RopeLayout::half_split});
-  c.shape.classes.front().v_dim = at<int>(shape, "v_dim", path);
-  c.prompt = at<std::int64_t>(j, "prompt", path);
-  c.chunk = at<std::int64_t>(j, "chunk", path);
-  c.decode = at<std::int64_t>(j, "decode", path);
+  constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16};
+  constexpr RopeLayout kLayouts[] = {RopeLayout::half_split, RopeLayout::interleaved};
+  c.shape = uniform_shape(dimension(shape, "layers", 1, path), dimension(shape, "q_heads", 1, path), dimension(shape, "kv_heads", 1, path), dimension(shape, "k_dim", 1, path),
+                          kDtypes[one_of(shape, "dtype", {"f32", "bf16", "fp16"}, path)],
+                          {.base = at<double>(rope, "base", path), .rotary_dim = dimension(rope, "rotary_dim", 0, path), .layout = kLayouts[one_of(rope, "layout", {"half_split", "interleaved"}, path)]});
+  c.shape.classes.front().v_dim = dimension(shape, "v_dim", 1, path);
+  // A conversion of weights has no tokens.
+  const std::int64_t least = c.kind == VectorKind::conversion ? 0 : 1, most = c.kind == VectorKind::conversion ? 0 : std::int64_t{1} << 24;
+  c.prompt = whole(j, "prompt", least, most, path);
+  c.chunk = whole(j, "chunk", least, most, path);
+  c.decode = whole(j, "decode", 0, most, path);
   c.inputs = read_tensors(at<Json>(j, "inputs", path), folder);
   c.trained = read_tensors(at<Json>(j, "trained", path), folder);
   c.outputs = read_tensors(at<Json>(j, "outputs", path), folder);
@@ -154,12 +232,13 @@ VectorCase read_case(const fs::path& folder) {
     VectorStage s{.name = at<std::string>(row, "name", path), .buffers = {}};
     for (const Json& b : at<Json>(row, "buffers", path)) {
       const auto offset = at<std::int64_t>(b, "offset", path), size = at<std::int64_t>(b, "bytes", path);
-      if (offset < 0 || size < 0 || offset + size > static_cast<std::int64_t>(all.size())) throw IoError(cat(file, ": a buffer lies past the end of ", all.size(), " bytes"));
+      if (offset < 0 || size < 0 || size > static_cast<std::int64_t>(all.size()) - offset) throw IoError(cat(file, ": a buffer lies past the end of ", all.size(), " bytes"));
       s.buffers.push_back({.name = at<std::string>(b, "name", path), .component = at<std::string>(b, "component", path), .side = at<std::string>(b, "side", path),
                            .scope = at<std::string>(b, "scope", path), .bytes = {all.begin() + offset, all.begin() + offset + size}});
     }
     c.stages.push_back(std::move(s));
   }
+  require_consistent(c, path);
   return c;
 }
 

@@ -270,6 +270,8 @@ std::vector<std::string> differences(const VectorCase& expected, const VectorCas
         break;
       }
   }
+  for (const auto& [name, tensor] : got.outputs)
+    if (!expected.outputs.contains(name)) out.push_back(cat(name, " is not expected"));
   if (expected.stages.size() != got.stages.size()) {
     out.push_back(cat(expected.stages.size(), " stages expected, ", got.stages.size(), " found"));
     return out;

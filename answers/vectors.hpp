@@ -59,7 +59,8 @@ Json describe(const VectorCase& one);
 /// Writes a case into a folder of its own: case.json and .npy files. Returns the bytes written. throws IoError
 std::int64_t write_case(const VectorCase& one, const std::filesystem::path& folder);
 
-/// throws IoError for a folder that holds no case, or whose files do not have the hashes that case.json states
+/// throws IoError for a folder that holds no case, for words, sizes and arrays that such a case cannot have, and for files that do not
+/// have the hashes and shapes that case.json states
 VectorCase read_case(const std::filesystem::path& folder);
 
 }  // namespace kvatlas::answers

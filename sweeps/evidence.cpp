@@ -50,7 +50,7 @@ void store_claims(const std::filesystem::path& path, const std::vector<ClaimRow>
 }
 
 void store_validation(const std::filesystem::path& path, const sim::Calibration& calibration, const std::vector<sim::Measurement>& measured,
-                      const sim::ValidationReport& report, const std::string& source) {
+                      const sim::ValidationReport& report, const std::string& source, const std::string& provenance) {
   check_places(report);
   write_evidence(path, [&](Database& db) {
     db.exec("DELETE FROM validation; DELETE FROM measurements");
@@ -61,14 +61,14 @@ void store_validation(const std::filesystem::path& path, const sim::Calibration&
       s.bind(9, r.ours.p90).bind(10, r.bias).bind(11, r.coverage).bind(12, r.interval_width).bind(13, r.roofline.mean).bind(14, r.scaled.mean).run();
     }
     Statement row(db, "INSERT INTO measurements(kind, gpu, profile, setup, value, unit, source, provenance, subset, predicted, low, high) "
-                      "VALUES(?, ?, ?, ?, ?, 's', ?, 'measured', ?, ?, ?, ?)");
+                      "VALUES(?, ?, ?, ?, ?, 's', ?, ?, ?, ?, ?, ?)");
     for (const sim::Measurement& m : measured) {
       const sim::Prediction p = sim::predict(calibration, m);
       const auto [low, high] = sim::interval_factors(calibration, m.family, p.evidence);
       const std::string profile = cat(m.framework, ":", m.kernel);
       row.bind(1, sim::kind_of(m.family)).bind(2, std::string_view(m.gpu_text)).bind(3, std::string_view(profile)).bind(4, std::string_view(m.text));
-      row.bind(5, m.seconds).bind(6, std::string_view(source)).bind(7, sim::name_of(m.subset)).bind(8, p.seconds);
-      row.bind(9, p.seconds * low).bind(10, p.seconds * high).run();
+      row.bind(5, m.seconds).bind(6, std::string_view(source)).bind(7, std::string_view(provenance)).bind(8, sim::name_of(m.subset));
+      row.bind(9, p.seconds).bind(10, p.seconds * low).bind(11, p.seconds * high).run();
     }
   });
 }

@@ -22,9 +22,10 @@ struct ClaimRow {
 void store_claims(const std::filesystem::path& path, const std::vector<ClaimRow>& rows);
 
 /// Replaces the validation of a store: the summary, and every measured row with its prediction and 80% interval.
-/// source   what the rows come from, for people
+/// source       what the measured rows come from, for people
+/// provenance   of the measured rows: "published" for the shipped sample, "measured" for files of the user's
 /// throws   IoError as store_claims does, InvalidArgument for a report with two rows of one place; the store keeps what it had
 void store_validation(const std::filesystem::path& path, const sim::Calibration& calibration, const std::vector<sim::Measurement>& measured,
-                      const sim::ValidationReport& report, const std::string& source);
+                      const sim::ValidationReport& report, const std::string& source, const std::string& provenance);
 
 }  // namespace kvatlas::sweep

@@ -1,6 +1,7 @@
 // Readers of other tools' result files. Each turns the figures it knows into rows in the tool's own words; units stand in the names.
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <charconv>
 #include <map>
 #include <optional>
@@ -36,6 +37,33 @@ std::optional<double> number_of(std::string_view text) {
   double value = 0;
   const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   return error == std::errc{} && stop == text.data() + text.size() && !text.empty() ? std::optional(value) : std::nullopt;
+}
+
+/// A number of an object, `otherwise` where it is absent or null. throws IoError for anything else
+double number_at(const json& object, const char* key, double otherwise, const fs::path& file) {
+  const auto found = object.find(key);
+  if (found == object.end() || found->is_null()) return otherwise;
+  if (!found->is_number()) throw IoError(cat(file.string(), ": ", key, " is ", found->dump(-1, ' ', false, json::error_handler_t::replace), ", must be a number"));
+  return found->get<double>();
+}
+
+/// What a table of the document says of one task, null where either is absent. throws IoError for a table that is none
+json of_task(const json& document, const char* table, const std::string& task, const fs::path& file) {
+  const auto found = document.find(table);
+  if (found == document.end() || found->is_null()) return nullptr;
+  if (!found->is_object()) throw IoError(cat(file.string(), ": ", table, " is ", found->dump(-1, ' ', false, json::error_handler_t::replace), ", must be an object of tasks"));
+  const auto of = found->find(task);
+  return of == found->end() ? json(nullptr) : *of;
+}
+
+/// Whether the last part of a file's name says how its weights are stored: Q4_K_M, IQ2_XS, BF16, F16, F32, in either case.
+bool is_weight_format(std::string_view part) {
+  std::string text(part);
+  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  if (text == "BF16" || text == "F16" || text == "F32") return true;
+  const std::size_t digit = text.starts_with("IQ") ? 2 : text.starts_with("Q") ? 1 : text.size();
+  if (digit >= text.size() || std::isdigit(static_cast<unsigned char>(text[digit])) == 0) return false;
+  return text.find_first_not_of("0123456789_ABCDEFGHIJKLMNOPQRSTUVWXYZ", digit) == std::string::npos;
 }
 
 bool has_method(std::string_view slug) {
@@ -105,20 +133,23 @@ std::vector<Figure> read_kvpress(const std::string& text, const fs::path& file) 
     config["compression_ratio"] = *(model + 2);
   }
   const std::string press = config["press_name"];
-  const double removed = number_of(config["compression_ratio"]).value_or(0);
+  const std::string& ratio = config["compression_ratio"];
+  const std::optional<double> removed = number_of(ratio);
   Figure base{.model = config["model"], .gpu = "", .method = press, .metric = "", .value = 0, .setup = {}};
   for (const auto& [key, value] : config)
     if (!value.empty()) base.setup[key] = value;
-  if (press == "no_press" || removed == 0) {
+  if (press == "no_press" || removed == 0.0) {
     base.method = "full";
   } else if (!has_method(press)) {
     base.method_why = "kvpress's press of this name is none of our methods";
-  } else if (const auto context = number_of(config["data_dir"]); context && *context >= 256) {
+  } else if (!removed || *removed < 0 || *removed >= 1) {
+    base.method_why = ratio.empty() ? "the file states no compression_ratio" : cat("compression_ratio is ", ratio, ", must be a number from 0 to below 1");
+  } else if (const auto context = number_of(config["data_dir"]); context && *context >= 256 && *context <= 1e9) {
     // The data set's length stands for the prompt's; kvpress keeps int(length x (1 - ratio)).
-    base.method = cat(press, ":budget=", static_cast<std::int64_t>(*context * (1 - removed) + 1e-9));
+    base.method = cat(press, ":budget=", static_cast<std::int64_t>(*context * (1 - *removed) + 1e-9));
     base.setup["budget_from"] = "data_dir x (1 - compression_ratio)";
   } else {
-    base.method_why = cat("compression_ratio ", config["compression_ratio"], " is a share of each prompt, our budget is in tokens");
+    base.method_why = cat("compression_ratio ", ratio, " is a share of each prompt, our budget is in tokens");
   }
   std::vector<std::pair<std::string, double>> numbers;
   collect_numbers(metrics, "", numbers);
@@ -165,8 +196,11 @@ std::vector<Figure> read_lm_eval(const std::string& text, const fs::path& file) 
       if (comma != std::string::npos) f.setup["filter"] = name.substr(comma + 1);
       const std::string error = cat(name.substr(0, comma), "_stderr", comma == std::string::npos ? "" : name.substr(comma));
       if (const auto found = figures.find(error); found != figures.end() && found->is_number()) f.setup["stderr"] = *found;
-      if (const auto shots = j.value("n-shot", json::object()); shots.contains(task)) f.setup["shots"] = shots[task];
-      if (const auto samples = j.value("n-samples", json::object()); samples.contains(task)) f.setup["samples"] = samples[task].value("effective", json(nullptr));
+      if (const json shots = of_task(j, "n-shot", task, file); !shots.is_null()) f.setup["shots"] = shots;
+      if (const json samples = of_task(j, "n-samples", task, file); !samples.is_null()) {
+        if (!samples.is_object()) throw IoError(cat(file.string(), ": n-samples of ", task, " is ", samples.dump(), ", must be an object with effective"));
+        f.setup["samples"] = samples.value("effective", json(nullptr));
+      }
       out.push_back(std::move(f));
     }
   }
@@ -183,7 +217,7 @@ std::vector<Figure> read_vllm_bench(const std::string& text, const fs::path& fil
   if (const std::string dtype = text_of(j, "kv_cache_dtype"); !dtype.empty()) base.method = method_of_dtype(dtype);  // from --metadata
   for (const char* key : {"date", "backend", "num_prompts", "request_rate", "burstiness", "max_concurrency", "completed", "duration", "tensor_parallel_size", "tp"})
     if (j.contains(key) && !j[key].is_null()) base.setup[key] = j[key];
-  const double completed = j.value("completed", 0.0);
+  const double completed = number_at(j, "completed", 0, file);
   for (const auto& [key, name] : {std::pair{"total_input_tokens", "mean_prompt_tokens"}, std::pair{"total_output_tokens", "mean_output_tokens"}})
     if (completed > 0 && j.contains(key) && j[key].is_number()) base.setup[name] = j[key].get<double>() / completed;
   std::vector<Figure> out;
@@ -244,14 +278,14 @@ std::vector<Figure> read_llama_bench(const std::string& text, const fs::path& fi
       std::string stem = fs::path(path).stem().string();
       f.setup["model_type"] = f.model;
       f.model = stem;
-      if (const std::size_t weights = stem.find_last_of("-."); weights != std::string::npos && weights + 1 < stem.size() && std::string_view("qQiIfFbB").find(stem[weights + 1]) != std::string_view::npos) {
+      if (const std::size_t weights = stem.find_last_of("-."); weights != std::string::npos && is_weight_format(std::string_view(stem).substr(weights + 1))) {
         f.model = stem.substr(0, weights);
         f.setup["weights"] = stem.substr(weights + 1);
       }
     }
     for (const char* key : {"n_prompt", "n_gen", "n_depth", "n_batch", "n_ubatch", "flash_attn", "n_gpu_layers", "build_commit", "backends", "stddev_ts", "model_filename"})
       if (row.contains(key) && !row[key].is_null()) f.setup[key] = row[key];
-    const auto prompt = row.value("n_prompt", 0.0), generated = row.value("n_gen", 0.0);
+    const auto prompt = number_at(row, "n_prompt", 0, file), generated = number_at(row, "n_gen", 0, file);
     f.metric = prompt > 0 && generated > 0 ? "prompt_and_output_tokens_per_s" : prompt > 0 ? "prompt_tokens_per_s" : "tokens_per_s";
     out.push_back(std::move(f));
   }

@@ -81,7 +81,9 @@ ImportReport read_results(std::string_view kind, const std::filesystem::path& fi
 
   const std::vector<std::byte> bytes = io::read_file(file.string());
   const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  ImportReport report{.tool = std::string(kind), .file = file.string(), .rows = {}, .unmatched = {}};
+  std::error_code unknown;
+  const std::filesystem::path place = std::filesystem::canonical(file, unknown);
+  ImportReport report{.tool = std::string(kind), .file = (unknown ? std::filesystem::absolute(file) : place).string(), .rows = {}, .unmatched = {}};
   Matcher matcher(report.unmatched);
   for (reading::Figure& f : kReaders[known - std::begin(kImportKinds)](text, file)) {
     if (!std::isfinite(f.value)) {

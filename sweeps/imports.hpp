@@ -35,7 +35,7 @@ struct Unmatched {
 };
 
 struct ImportReport {
-  std::string tool, file;
+  std::string tool, file;  // file: absolute, every link followed, so that two folders' metrics.json are two files
   std::vector<ImportedRow> rows;
   std::vector<Unmatched> unmatched;
 };

@@ -31,9 +31,11 @@ json params_of(const Recipe& recipe) {
 }  // namespace
 
 json to_json(const SweepReport& r, const std::optional<std::string>& db) {
+  std::vector<std::string> left_out = r.left_out;
+  left_out.insert(left_out.end(), r.without_plan.begin(), r.without_plan.end());
   json out{{"points", r.points},   {"stored", r.stored},             {"skipped", r.skipped},         {"infeasible", r.infeasible}, {"seconds", r.seconds},
            {"points_per_s", r.stored > 0 ? json(r.points_per_s) : json(nullptr)}, {"db", db ? json(*db) : json(nullptr)},
-           {"interrupted", r.interrupted}, {"left_out", r.left_out}, {"provenance", "computed"}};
+           {"interrupted", r.interrupted}, {"left_out", left_out}, {"provenance", "computed"}};
   if (!db) out["evaluated_per_s"] = r.points_per_s;
   return out;
 }

@@ -11,8 +11,8 @@
 
 namespace kvatlas::sweep {
 
-/// {points, stored, skipped, infeasible, seconds, points_per_s, db, interrupted, left_out}; points_per_s is null when nothing
-/// was stored. db is null without a store, and what was evaluated in a second is then evaluated_per_s.
+/// {points, stored, skipped, infeasible, seconds, points_per_s, db, interrupted, left_out}; left_out has a sentence for each setting and each released plan
+/// that the sweep goes without; points_per_s is null when nothing was stored. db is null without a store, and what was evaluated in a second is then evaluated_per_s.
 nlohmann::json to_json(const SweepReport& report, const std::optional<std::string>& db);
 /// {rows, conflicts, examples, written, provenance}
 nlohmann::json to_json(const MergeReport& report);

@@ -55,9 +55,18 @@ std::vector<std::string> without(std::vector<std::string> columns, const std::ve
   return columns;
 }
 
+/// The columns of a table's one UNIQUE constraint: the schema is the only place that lists them.
+std::vector<std::string> key_of(Database& db, const char* table) {
+  std::vector<std::string> names;
+  Statement s(db, cat("SELECT i.name FROM pragma_index_list('", table, "') l, pragma_index_info(l.name) i WHERE l.origin = 'u' ORDER BY l.seq, i.seqno"));
+  while (s.step()) names.emplace_back(s.text(0));
+  KV_ASSERT(!names.empty(), "the table has a UNIQUE constraint");
+  return names;
+}
+
 /// Judgements of quality. A key whose context is unknown counts as equal to itself, which the table's own constraint does not see.
 void copy_quality(Database& db, const std::filesystem::path& input, MergeReport& report) {
-  const std::vector<std::string> key{"model", "recipe", "quality_model", "metric", "context", "protocol"};
+  const std::vector<std::string> key = key_of(db, "quality");
   const std::vector<std::string> columns = columns_of(db, "quality");
   std::string same;
   for (const std::string& c : key) same += cat(same.empty() ? "" : " AND ", "a.", c, " IS b.", c);

@@ -108,7 +108,7 @@ class Meter {
     r.points_per_s = static_cast<double>(r.stored) / std::max(r.seconds, 1e-9);
     r.interrupted = interrupted && now_.configurations_done < now_.configurations;
     r.left_out = spec.left_out;
-    r.left_out.insert(r.left_out.end(), work.left_out.begin(), work.left_out.end());
+    r.without_plan = work.left_out;
     return r;
   }
   bool complete() const { return now_.configurations_done == now_.configurations; }

@@ -39,7 +39,8 @@ struct SweepReport {
   double seconds = 0;
   double points_per_s = 0;       // stored per second of this call; of evaluate_sweep: evaluated
   bool interrupted = false;      // stop was set before the end
-  std::vector<std::string> left_out{};  // settings that no method takes, as sentences
+  std::vector<std::string> left_out{};      // settings outside a method's range, as sentences that start with the method
+  std::vector<std::string> without_plan{};  // recipes without the released plan that was asked for, as sentences
 };
 
 /// Sweeps into a store. The rows do not depend on `jobs`, nor on how often the run was ended and started again.

@@ -28,6 +28,18 @@ const Usage& sweep_usage() {
   return u;
 }
 
+/// One line for all settings that the methods' ranges refuse, one for all plans that do not exist: --json has a sentence for each.
+void print_left_out(std::ostream& err, const sweep::SweepReport& r) {
+  std::string methods, last;
+  for (const std::string& sentence : r.left_out) {
+    const std::string method = sentence.substr(0, sentence.find(':'));
+    if (method != last) methods += cat(methods.empty() ? "" : ", ", method);
+    last = method;
+  }
+  if (!r.left_out.empty()) err << "kvatlas sweep: " << r.left_out.size() << " settings left out (a value outside the method's range): " << methods << "\n";
+  if (!r.without_plan.empty()) err << "kvatlas sweep: " << r.without_plan.size() << " recipes have no released plan: their ideal plan is the only one\n";
+}
+
 std::string spell_best(const std::optional<sweep::BestPoint>& p, bool with_recipe) {
   if (!p) return with_recipe ? "-" : "does not fit";
   return cat(spell_count(p->tokens_per_s), with_recipe ? cat(" ", p->recipe) : "");
@@ -78,8 +90,7 @@ int run_sweep(const Arguments& args, const Streams& io) {
   const std::string db = p.text("db");
   const sweep::SweepReport report = p.has("no-store") ? sweep::evaluate_sweep(spec, options).report : sweep::run_sweep(spec, db, options);
   if (options.progress) io.err << "\n";
-  if (!quiet)
-    for (const std::string& sentence : report.left_out) io.err << "kvatlas sweep: left out: " << sentence << "\n";
+  if (!quiet) print_left_out(io.err, report);
   if (p.json()) {
     print(io, Json(sweep::to_json(report, p.has("no-store") ? std::nullopt : std::optional(db))));
   } else {

@@ -57,7 +57,7 @@ int run_validate(const Arguments& args, const Streams& io) {
   if (parsed->has("db")) {
     std::string source;
     for (const std::string& path : paths) source += cat(source.empty() ? "" : ", ", std::filesystem::path(path).filename().string());
-    sweep::store_validation(parsed->text("db"), calibration, measured, report, source.empty() ? "shipped sample of published timings" : source);
+    sweep::store_validation(parsed->text("db"), calibration, measured, report, source.empty() ? "shipped sample of published timings" : source, source.empty() ? "published" : "measured");
   }
   if (!parsed->json()) {
     io.out << sim::to_text(report) << "\nerrors are computed against timings that are " << (paths.empty() ? "published (the shipped sample)" : "published or measured, as the files say")

@@ -20,6 +20,13 @@ def f32_to_bf16(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded >> 16).astype(np.uint16)
 
 
+def to_bytes(buffer: Any) -> np.ndarray:
+    """uint8 [bytes] over the memory of bytes, of anything like them, or of a dense array; empty ones too."""
+    if isinstance(buffer, (bytes, bytearray, memoryview)):
+        return np.frombuffer(buffer, np.uint8) if len(buffer) else np.empty(0, np.uint8)
+    return np.ascontiguousarray(buffer).reshape(-1).view(np.uint8)
+
+
 def to_f32(name: str, array: Any, bf16: bool = False) -> np.ndarray:
     """float32 of the same shape over the same memory where possible; a copy otherwise.
 

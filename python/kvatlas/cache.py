@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import _native
-from .arrays import to_f32
+from .arrays import to_bytes, to_f32
 from .catalogue import Method, MethodLike, Model, ModelLike
 
 
@@ -163,7 +163,7 @@ class Cache:
 
         Positions that ``forward`` counts by itself are not part of the buffers: give ``positions`` after loading.
         """
-        self._handle.load({n: np.ascontiguousarray(b).view(np.uint8).reshape(-1) for n, b in buffers.items()})
+        self._handle.load({n: to_bytes(b) for n, b in buffers.items()})
         self._tokens = {}
 
     def ledger(self) -> list[dict[str, Any]]:

@@ -20,11 +20,28 @@ def _size(name: str, value: int | str) -> int:
     if isinstance(value, str):
         return _native.parse_size(name, value)
     try:
-        return value.__index__()
+        size = value.__index__()
     except AttributeError:
-        if float(value).is_integer():
-            return int(value)
-        raise ValueError(f"{name} is {value}, must be a whole number or a size like \"32K\"") from None
+        if not float(value).is_integer():
+            raise ValueError(f"{name} is {value}, must be a whole number or a size like \"32K\"") from None
+        size = int(value)
+    if not -(2**63) <= size < 2**63:
+        raise ValueError(f"{name} is {value}, must be below 2^63")
+    return size
+
+
+_MOST = 2**31 - 1
+
+
+def _whole(name: str, value: Any, least: int = 1, most: int = _MOST) -> int:
+    """A count: nothing is cut off, nothing wraps."""
+    try:
+        number = value.__index__()
+    except (AttributeError, TypeError):
+        number = int(value) if isinstance(value, float) and value.is_integer() else None
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        raise ValueError(f"{name} is {value}, must be a whole number from {least} to {most}")
+    return number
 
 
 def _rows_html(title: str, rows: list[tuple[str, Any]]) -> str:
@@ -269,7 +286,7 @@ def storage(method: MethodLike, model: ModelLike, context: int | str, *, generat
     """
     if plan not in ("ideal", "released"):
         raise ValueError(f"plan is \"{plan}\", must be ideal or released")
-    return Model(model)._handle.storage(str(method), _size("context", context), _size("generated", generated), batch,
+    return Model(model)._handle.storage(str(method), _size("context", context), _size("generated", generated), _whole("batch", batch),
                                         _size("shared_prefix", shared_prefix), plan == "released")
 
 

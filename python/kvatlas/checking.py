@@ -10,7 +10,7 @@ from typing import Any, Union
 import numpy as np
 
 from . import _native
-from .arrays import bf16_to_f32, f32_to_bf16
+from .arrays import bf16_to_f32, f32_to_bf16, to_bytes
 from .cache import Buffers, BufferInfo, Shape
 from .catalogue import Method, MethodLike
 
@@ -139,11 +139,33 @@ def _take(array: Any) -> tuple[np.ndarray, bool]:
     return (taken.view(np.uint16), True) if taken.dtype.name == "bfloat16" else (taken, False)
 
 
+def _rounded(array: np.ndarray) -> np.ndarray:
+    """NumPy's default float type, and wider ones, as the references' float32."""
+    if array.dtype.kind != "f" or array.dtype.itemsize <= 4:
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def _as_type_of(other: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Whole numbers of a list as the other array's type, where it holds them all."""
+    if whole.dtype.kind not in "iu" or other.dtype.kind not in "iuf":
+        return whole
+    taken = whole.astype(other.dtype)
+    return taken if np.array_equal(taken, whole) else whole
+
+
 def compare(expected: Any, got: Any, *, stage: str = "", name: str = "array", bf16: bool = False) -> Difference:
     """Compares two arrays bit by bit; float arrays also by distance in ULP. A result in fp16 or bf16 is compared with the
-    expected values rounded to that type; ``bf16`` says that uint16 words are bfloat16 patterns."""
-    want = np.asarray(expected)
+    expected values rounded to that type; ``bf16`` says that uint16 words are bfloat16 patterns. float64 and lists are first rounded
+    to float32, the type of every reference; a list of whole numbers takes the type of what it is compared with."""
     have, is_bf16 = _take(got)
+    want = _rounded(np.asarray(expected))
+    have = _rounded(have)
+    if isinstance(got, (list, tuple)):
+        have = _as_type_of(want, have)
+    if isinstance(expected, (list, tuple)):
+        want = _as_type_of(have, want)
     is_bf16 = is_bf16 or bf16
     if want.shape != have.shape:
         return Difference(stage, name, want.size, want.size, note=f"has shape {list(have.shape)}, must have {list(want.shape)}")
@@ -237,6 +259,7 @@ def check(method: MethodLike, outputs: Any, case: CaseLike = 0) -> Check:
     """
     wanted = _find(method, case)
     given = dict(outputs) if isinstance(outputs, Mapping) else {"out": outputs}
+    given = {name: np.asarray(array) if isinstance(array, (list, tuple)) else array for name, array in given.items()}
     found: list[Difference] = []
     missing: list[str] = []
     if wanted.kind == "conversion":
@@ -259,8 +282,7 @@ def check(method: MethodLike, outputs: Any, case: CaseLike = 0) -> Check:
             if name not in mine:
                 missing.append(f"{stage}/{name}")
                 continue
-            raw = np.ascontiguousarray(np.frombuffer(mine[name], np.uint8) if isinstance(mine[name], (bytes, bytearray, memoryview)) else mine[name])
-            found.append(compare(expected, raw.reshape(-1).view(np.uint8), stage=stage, name=name))
+            found.append(compare(expected, to_bytes(mine[name]), stage=stage, name=name))
         for name in mine:
             if name not in wanted.stages[stage]:
                 raise ValueError(f"buffer {name!r} is not part of stage {stage}, must be one of {', '.join(wanted.stages[stage])}")

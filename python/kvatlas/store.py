@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _native
@@ -57,7 +60,7 @@ class Store:
         _native.select_points(self.path, "", 1)  # refuses what is no store, with its sentence
 
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
+        return sqlite3.connect(Path(self.path).resolve().as_uri() + "?mode=ro", uri=True)
 
     def pareto(self, x: str, y: str, where: str = "") -> Rows:
         """Points that no other point beats in both figures: ``store.pareto("size_factor", "tokens_per_s", "gpu=h100-sxm,context=32K")``.
@@ -72,12 +75,10 @@ class Store:
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
         """Your own SQL, read-only; the view ``points`` spells every name of a point out (tables: sweeps/README.md)."""
-        with self._connect() as db:
+        with closing(self._connect()) as db:
             cursor = db.execute(sql, tuple(parameters))
             columns = [d[0] for d in cursor.description or ()]
-            rows = cursor.fetchall()
-        db.close()
-        return Rows(columns, rows)
+            return Rows(columns, cursor.fetchall())
 
     @property
     def tables(self) -> dict[str, int]:
@@ -89,32 +90,35 @@ class Store:
         return self.points(where, limit).to_pandas()
 
     def to_parquet(self, path: str | os.PathLike[str], sql: str = "SELECT * FROM points", *, rows_per_group: int = 100_000) -> int:
-        """Writes a query as a Parquet file in groups, so that memory does not grow with the store; returns its rows. Needs pyarrow."""
+        """Writes a query as a Parquet file in groups, so that memory does not grow with the store; returns its rows. Needs pyarrow.
+
+        A column has the type that the store declares for it; one that is computed has the widest type of its values, blobs are hex
+        texts. The file gets its name when it is complete.
+        """
         try:
             import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError:
             raise ImportError("to_parquet needs pyarrow: pip install pyarrow") from None
-        written, writer, schema = 0, None, None
-        db = self._connect()
+        written = 0
+        part = f"{os.fspath(path)}.{uuid.uuid4().hex}.part"
         try:
-            cursor = db.execute(sql)
-            names = [d[0] for d in cursor.description]
-            while rows := cursor.fetchmany(rows_per_group):
-                table = pa.Table.from_pylist([dict(zip(names, (v.hex() if isinstance(v, bytes) else v for v in r))) for r in rows], schema=schema)
-                if writer is None:
-                    # A column that starts with NULLs could be anything: the store's figures are numbers.
-                    schema = pa.schema([pa.field(f.name, pa.float64() if pa.types.is_null(f.type) else f.type) for f in table.schema])
-                    table = table.cast(schema)
-                    writer = pq.ParquetWriter(os.fspath(path), schema)
-                writer.write_table(table)
-                written += len(rows)
+            with closing(self._connect()) as db:
+                types = {"integer": pa.int64(), "real": pa.float64(), "text": pa.string()}
+                columns = _column_types(db, sql)
+                schema = pa.schema([pa.field(name, types[kind]) for name, kind in columns])
+                cursor = db.execute(sql)
+                with pq.ParquetWriter(part, schema) as writer:
+                    while rows := cursor.fetchmany(rows_per_group):
+                        arrays = [pa.array([_spelled(v) for v in column] if kind == "text" else column, types[kind]) for column, (_, kind) in zip(zip(*rows), columns)]
+                        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+                        written += len(rows)
+            if written == 0:
+                raise ValueError("the query has no rows, must have at least one to be written")
+            os.replace(part, path)
         finally:
-            db.close()
-            if writer is not None:
-                writer.close()
-        if writer is None:
-            raise ValueError("the query has no rows, must have at least one to be written")
+            if os.path.exists(part):
+                os.remove(part)
         return written
 
     def __repr__(self) -> str:
@@ -122,6 +126,32 @@ class Store:
 
     def _repr_html_(self) -> str:
         return _table(f"store {self.path}", ["table", "rows"], [[k, v] for k, v in self.tables.items()])
+
+
+def _column_types(db: sqlite3.Connection, sql: str) -> list[tuple[str, str]]:
+    """(name, "integer", "real" or "text") of every column of a query: as the store declares it, else the widest of its values."""
+    query = sql.strip().rstrip(";")
+    names = [d[0] for d in db.execute(query).description]
+    try:
+        db.execute(f"CREATE TEMP VIEW asked AS {query}")
+        declared = [(row[1], row[2].lower()) for row in db.execute("PRAGMA temp.table_info(asked)")]
+        open_columns = [name for name, kind in declared if kind not in ("integer", "real", "text", "blob")]
+        widest: dict[str, int] = {}
+        if open_columns:
+            ranks = ", ".join(f"max(CASE typeof({_quoted(n)}) WHEN 'text' THEN 3 WHEN 'blob' THEN 3 WHEN 'real' THEN 2 WHEN 'integer' THEN 1 ELSE 0 END)" for n in open_columns)
+            widest = dict(zip(open_columns, db.execute(f"SELECT {ranks} FROM temp.asked").fetchone()))
+        kinds = {0: "real", 1: "integer", 2: "real", 3: "text", None: "real"}  # no value at all: the store's figures are numbers
+        return [(name, kinds[widest[view]] if view in widest else "text" if kind == "blob" else kind) for name, (view, kind) in zip(names, declared)]
+    finally:
+        db.execute("DROP VIEW IF EXISTS temp.asked")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _spelled(value: Any) -> str | None:
+    return None if value is None else value.hex() if isinstance(value, bytes) else str(value)
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:

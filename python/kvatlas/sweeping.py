@@ -1,6 +1,7 @@
 """Sweeps on this machine, or on anything with ``submit``: chunks keyed by content, a file each, merged into one store."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -137,13 +138,20 @@ def sweep(spec: SpecLike, db: str | os.PathLike[str], *, executor: Executor | No
     merged = _native.merge(target, files, False)
     if not merged["written"]:
         raise RuntimeError(f"{merged['conflicts']} points differ between chunks, {target} is left as it was: {merged['examples'][0]}")
-    if not keep_chunks:
-        for f in files:
-            os.remove(f)
-        if not os.listdir(home):
-            os.rmdir(home)
+    _clean(home, {p["key"] for p in parts}, keep_chunks)
     return {"chunks": len(parts), "reused": reused, "points": points, "retried": retried, "rows": merged["rows"], "conflicts": merged["conflicts"],
             "seconds": time.perf_counter() - began, "db": target, "provenance": "computed"}
+
+
+def _clean(home: str, keys: set[str], keep_chunks: bool) -> None:
+    """Removes the files of merged chunks, and what workers that died have left of them."""
+    for name in os.listdir(home):
+        key, _, rest = name.partition(".")
+        if key in keys and (".part" in rest or not keep_chunks):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(home, name))
+    if not os.listdir(home):
+        os.rmdir(home)
 
 
 def _write(path: str, content: bytes) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Union
 import numpy as np
 
 from . import _native
-from .catalogue import Gpu, GpuLike, MethodLike, Model, ModelLike, _size
+from .catalogue import Gpu, GpuLike, MethodLike, Model, ModelLike, _MOST, _size, _whole
 from .results import Breakeven, Recommendations, Served, Simulation, SimulationTable
 
 SloLike = Union[str, Mapping[str, float], None]
@@ -31,7 +31,7 @@ def _slo(slo: SloLike) -> tuple[float | None, float | None]:
 
 def _deployment(model: ModelLike, gpu: GpuLike, method: MethodLike, weights: str, tp: int, pp: int, dp: int, ep: int, engine: str | None,
                 gpu_memory_utilization: float, chunk: int | str, plan: str) -> _native.DeploymentHandle:
-    return _native.DeploymentHandle(Model(model)._handle, str(gpu), str(method), str(weights), int(tp), int(pp), int(dp), int(ep), engine or "",
+    return _native.DeploymentHandle(Model(model)._handle, str(gpu), str(method), str(weights), _whole("tp", tp), _whole("pp", pp), _whole("dp", dp), _whole("ep", ep), engine or "",
                                     float(gpu_memory_utilization), _size("chunk", chunk), str(plan))
 
 
@@ -61,20 +61,32 @@ def _numbers(name: str, value: Any, dtype: Any) -> np.ndarray:
         if isinstance(value, str):
             return np.array(_size(name, value), dtype=np.int64)
         array = np.asarray(value)
-        if array.dtype.kind in "UO":
+        if array.dtype.kind in "UO":  # texts, or numbers that no integer type holds
             return np.array([_size(name, v) for v in array.reshape(-1)], dtype=np.int64).reshape(array.shape)
         if array.dtype.kind == "f" and array.size and not np.all(np.mod(array, 1) == 0):
             raise ValueError(f"{name} is {array.reshape(-1)[np.mod(array.reshape(-1), 1) != 0][0]}, must be a whole number")
         if array.dtype.kind not in "iuf":
             raise ValueError(f"{name} is an array of {array.dtype}, must be whole numbers")
+        beyond = (array >= 2.0**63) if array.dtype.kind == "f" else (array > np.uint64(2**63 - 1)) if array.dtype.kind == "u" else np.zeros(array.shape, dtype=bool)
+        if np.any(beyond):
+            raise ValueError(f"{name} is {array[beyond].reshape(-1)[0]}, must be below 2^63")
         return array.astype(np.int64)
     return np.asarray(value, dtype=dtype)
 
 
+def _counts(name: str, array: np.ndarray) -> np.ndarray:
+    """An axis of counts, NaN where there is none: whole, and no larger than what they are counted in."""
+    given = array[~np.isnan(array)] if array.dtype.kind == "f" else array.reshape(-1)
+    wrong = given[(given < 1) | (given > _MOST) | (np.mod(given, 1) != 0)]
+    if wrong.size:
+        raise ValueError(f"{name} is {wrong[0]:{'g' if wrong.dtype.kind == 'f' else 'd'}}, must be a whole number from 1 to {_MOST}")
+    return array
+
+
 def _threads(threads: int | None) -> int:
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads is {threads}, must be at least 1")
-    return threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+    if threads is not None:
+        return _whole("threads", threads)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def simulate(model: Any, gpu: Any, method: Any = "full", *, context: Any = None, batch: Any = None, prompt: Any = None, output: Any = None,
@@ -111,14 +123,14 @@ def simulate(model: Any, gpu: Any, method: Any = "full", *, context: Any = None,
         for name, value in workload_only.items():
             if value is not None:
                 raise ValueError(f"{name} is part of a workload (prompt, output), not of one decode step (context)")
-        numbers = {"context": _numbers("context", context, np.int64), "batch": _numbers("batch", 1 if batch is None else batch, np.int64)}
+        numbers = {"context": _numbers("context", context, np.int64), "batch": _counts("batch", _numbers("batch", 1 if batch is None else batch, np.int64))}
     else:
         if batch is not None:
             raise ValueError("batch is part of one decode step (context), not of a workload (prompt, output), which has concurrency")
         numbers = {"prompt": _numbers("prompt", prompt, np.int64), "output": _numbers("output", output, np.int64),
                    "prefix_hit": _numbers("prefix_hit", 0.0 if prefix_hit is None else prefix_hit, np.float64),
-                   "turns": _numbers("turns", 1 if turns is None else turns, np.int64),
-                   "rate": _numbers("rate", rate, np.float64), "concurrency_asked": _numbers("concurrency", concurrency, np.float64)}
+                   "turns": _counts("turns", _numbers("turns", 1 if turns is None else turns, np.int64)),
+                   "rate": _numbers("rate", rate, np.float64), "concurrency_asked": _counts("concurrency", _numbers("concurrency", concurrency, np.float64))}
     limits = _slo(slo)
     given = (context, batch) if microscope else (prompt, output, prefix_hit, turns, rate, concurrency)
     if not any(_is_list(v) for v in (*configuration.values(), *given)):
@@ -269,16 +281,27 @@ def _shown(name: str, axis: np.ndarray) -> np.ndarray:
 
 def breakeven(model: ModelLike, gpu: GpuLike, method: MethodLike, *, against: MethodLike = "full", context: int | str = 32768, batch: int = 1,
               output: int | str | None = None, max_context: int | str = 1 << 20, max_batch: int = 1024, weights: str = "bf16", tp: int = 1, pp: int = 1,
-              dp: int = 1, ep: int = 1, engine: str | None = None, gpu_memory_utilization: float = 0.9, chunk: int | str = 8192,
+              dp: int | None = None, ep: int = 1, engine: str | None = None, gpu_memory_utilization: float | None = None, chunk: int | str | None = None,
               plan: str = "ideal") -> Breakeven:
     """Where a method starts to pay: context and batch (tokens, sequences) from which it stays ahead, bandwidth (GB/s) of equality.
 
-    Without ``output`` one decode step is compared; with it whole workloads: prompts of ``context``, so many output tokens.
+    Without ``output`` one decode step is compared; with it whole workloads: prompts of ``context``, so many output tokens, and then
+    also ``dp`` (1), ``gpu_memory_utilization`` (0.9) and ``chunk`` (8192) matter.
     """
-    deployment = _deployment(model, gpu, method, weights, tp, pp, dp, ep, engine, gpu_memory_utilization, chunk, plan)
-    at = _size("context", context)
-    return Breakeven(deployment.breakeven(str(against), at, batch, None if output is None else _size("output", output), max(_size("max_context", max_context), at),
-                                          max(max_batch, batch)))
+    if output is None:
+        _refuse({"chunk": chunk, "gpu_memory_utilization": gpu_memory_utilization, "dp": dp}, "changes no single decode step, needs output")
+    deployment = _deployment(model, gpu, method, weights, tp, pp, 1 if dp is None else dp, ep, engine, 0.9 if gpu_memory_utilization is None else gpu_memory_utilization,
+                             8192 if chunk is None else chunk, plan)
+    at, sequences = _size("context", context), _whole("batch", batch)
+    return Breakeven(deployment.breakeven(str(against), at, sequences, None if output is None else _size("output", output), max(_size("max_context", max_context), at),
+                                          max(_whole("max_batch", max_batch), sequences)))
+
+
+def _refuse(arguments: Mapping[str, Any], sentence: str) -> None:
+    """A value that would change nothing is an error, not a silence."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name} {sentence}")
 
 
 def recommend(model: ModelLike, gpu: GpuLike, *, prompt: int | str, output: int | str, methods: Sequence[MethodLike] | None = None, prefix_hit: float = 0.0,
@@ -295,39 +318,50 @@ def recommend(model: ModelLike, gpu: GpuLike, *, prompt: int | str, output: int 
     deployable        engine that must offer the method today
     """
     deployment = _deployment(model, gpu, "full", weights, tp, pp, dp, ep, engine, gpu_memory_utilization, chunk, plan)
-    workload = _native.Workload(_size("prompt", prompt), _size("output", output), prefix_hit, turns, rate, concurrency, *_slo(slo))
+    workload = _native.Workload(_size("prompt", prompt), _size("output", output), prefix_hit, _whole("turns", turns), rate,
+                                None if concurrency is None else _whole("concurrency", concurrency), *_slo(slo))
     candidates = [str(m) for m in methods] if methods is not None else []
     return Recommendations(deployment.recommend(workload, candidates, memory_gib, min_quality, quality_evidence, None if db is None else os.fspath(db), deployable))
 
 
 def serve(model: ModelLike, gpu: GpuLike, method: MethodLike = "full", *, prompt: int | str | None = None, output: int | str | None = None,
-          rate: float | None = None, concurrency: int | None = None, trace: str | os.PathLike[str] | None = None, speed: float = 1.0,
-          requests: int | None = None, spread: float = 0.0, prefix_hit: float = 0.0, turns: int = 1, warm: bool = False, seed: int = 1,
-          slo: SloLike = None, max_num_seqs: int = 256, disaggregated: bool = False, prefill_replicas: int = 1, decode_replicas: int = 1,
+          rate: float | None = None, concurrency: int | None = None, trace: str | os.PathLike[str] | None = None, speed: float | None = None,
+          requests: int | None = None, spread: float | None = None, prefix_hit: float | None = None, turns: int | None = None, warm: bool | None = None,
+          seed: int | None = None, slo: SloLike = None, max_num_seqs: int = 256, disaggregated: bool = False, prefill_replicas: int | None = None,
+          decode_replicas: int | None = None,
           weights: str = "bf16", tp: int = 1, pp: int = 1, dp: int = 1, ep: int = 1, engine: str | None = None, gpu_memory_utilization: float = 0.9,
           chunk: int | str = 8192, plan: str = "ideal") -> Served:
     """A serving engine simulated event by event.
 
-    trace       arrivals and lengths of a file (Azure LLM CSV, Mooncake JSON lines), ``speed`` times as fast; or
-    prompt, output    tokens of each of ``requests`` (default 1000), uniform within ``spread`` of the mean, with Poisson
-                arrivals of ``rate`` a second, or ``concurrency`` users in a closed loop
+    trace       arrivals and lengths of a file (Azure LLM CSV, Mooncake JSON lines), ``speed`` times as fast, ``requests`` of it (default: all); or
+    prompt, output    tokens of each of ``requests`` (default 1000), uniform within ``spread`` (0) of the mean, with Poisson
+                arrivals of ``rate`` a second, or ``concurrency`` users in a closed loop; then also ``prefix_hit`` (0, share of the prompt),
+                ``turns`` (1), ``warm`` (False: the prefix cache is empty at the start) and ``seed`` (1)
+    disaggregated     prompts and decoding on ``prefill_replicas`` and ``decode_replicas`` (1 each) of their own
     """
+    if not disaggregated:
+        _refuse({"prefill_replicas": prefill_replicas, "decode_replicas": decode_replicas}, "needs disaggregated")
+    elif _whole("dp", dp) > 1:
+        raise ValueError("dp contradicts disaggregated, which takes prefill_replicas and decode_replicas")
     deployment = _deployment(model, gpu, method, weights, tp, pp, dp, ep, engine, gpu_memory_utilization, chunk, plan)
-    stream: dict[str, Any] = {"requests": requests or 0}
+    stream: dict[str, Any] = {} if requests is None else {"requests": _whole("requests", requests, 1, 50_000_000)}
     if trace is not None:
-        for name, value in (("prompt", prompt), ("output", output), ("rate", rate), ("concurrency", concurrency)):
-            if value is not None:
-                raise ValueError(f"{name} contradicts trace, which has its own arrivals and lengths")
-        stream.update(trace=os.fspath(trace), speed=float(speed))
+        _refuse({"prompt": prompt, "output": output, "rate": rate, "concurrency": concurrency, "prefix_hit": prefix_hit, "turns": turns, "spread": spread, "seed": seed,
+                 "warm": warm}, "contradicts trace, which has its own arrivals and lengths")
+        stream.update(trace=os.fspath(trace), speed=1.0 if speed is None else float(speed))
     else:
+        _refuse({"speed": speed}, "belongs to trace")
         if prompt is None or output is None:
             raise ValueError("prompt and output are needed without a trace")
         if (rate is None) == (concurrency is None):
             raise ValueError("give one of rate (Poisson arrivals) or concurrency (closed loop)")
-        stream.update(prompt=_size("prompt", prompt), output=_size("output", output), spread=float(spread), prefix_hit=float(prefix_hit), turns=turns,
-                      warm=warm, seed=seed)
+        stream.update(prompt=_size("prompt", prompt), output=_size("output", output), spread=0.0 if spread is None else float(spread),
+                      prefix_hit=0.0 if prefix_hit is None else float(prefix_hit), turns=1 if turns is None else _whole("turns", turns), warm=bool(warm),
+                      seed=1 if seed is None else _whole("seed", seed, 0, 2**32 - 1))
         if rate is not None:
             stream["rate"] = float(rate)
         else:
-            stream["concurrency"] = concurrency
-    return Served(deployment.serve(_native.Slo(*_slo(slo)), stream, max_num_seqs, disaggregated, prefill_replicas, decode_replicas))
+            stream["concurrency"] = _whole("concurrency", concurrency)
+    return Served(deployment.serve(_native.Slo(*_slo(slo)), stream, _whole("max_num_seqs", max_num_seqs), disaggregated,
+                                   1 if prefill_replicas is None else _whole("prefill_replicas", prefill_replicas, 1, 1024),
+                                   1 if decode_replicas is None else _whole("decode_replicas", decode_replicas, 1, 1024)))

@@ -98,6 +98,11 @@ def test_buffers_are_all_state_and_load_again(method, tmp_path):
     buffers.save(tmp_path / "cache.npz")
     other = kvatlas.Cache(method, kvatlas.Shape(**SHAPE))
     other.load(dict(np.load(tmp_path / "cache.npz")))
+    empty = kvatlas.Cache(method, kvatlas.Shape(**SHAPE)).buffers()
+    assert any(buffer.size == 0 for buffer in empty.values())
+    other.load({name: buffer.tobytes() for name, buffer in empty.items()})
+    assert other.buffers().total_bytes == empty.total_bytes
+    other.load({name: buffer.tobytes() for name, buffer in buffers.items()})
     for step in range(4):
         for layer in (0, 1):
             x = tokens(1, 100 + step)

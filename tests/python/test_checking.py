@@ -65,6 +65,23 @@ def test_decode_steps_alone_and_other_dtypes_can_be_checked():
     assert kvatlas.compare(out, out[:1]).note or out.shape[0] == 1
 
 
+def test_default_float_types_and_lists_are_rounded_to_float32_first():
+    case = kvatlas.case("kivi")
+    outputs = run(case)
+    out = outputs["out"]
+    assert kvatlas.check("kivi", out.astype(np.float64)).equal and kvatlas.check("kivi", out.tolist()).equal
+    assert kvatlas.check("kivi", {**outputs, "out": out.tolist()}).equal
+    wrong = out.astype(np.float64)
+    wrong[0, 0, 0, 0] += 1
+    found = kvatlas.compare(out.astype(np.float64), wrong)
+    assert found.different == 1 and found.first == (0, 0, 0, 0) and found.max_abs == pytest.approx(1, rel=1e-6) and found.max_ulp > 0
+    assert kvatlas.compare([0.1, 0.2], np.array([0.1, 0.2], np.float32)).equal and kvatlas.compare(np.array([0.1]), [0.1]).equal
+    assert kvatlas.compare([0.1, 0.2], [0.1, 0.3]).different == 1
+    assert kvatlas.compare(np.array([1, 2], np.uint8), [1, 2]).equal and kvatlas.compare(np.array([1, 2], np.float32), [1, 2]).equal
+    assert kvatlas.compare(np.array([1, 2], np.uint8), [1, 300]).note
+    assert kvatlas.compare(np.array([1.0, 1e300]), np.array([1.0, np.inf], np.float32)).equal
+
+
 def test_wrong_outputs_are_said():
     with pytest.raises(ValueError, match="must have any of"):
         kvatlas.check("kivi", {"output": np.zeros(3)})

@@ -71,6 +71,18 @@ def test_what_cannot_be_raises_alone_and_is_a_sentence_in_a_table():
     ({"context": 4096, "weights": "fp7"}, "fp7"),
     ({"prompt": 1024, "output": 64, "slo": {"ttft": 1}}, "slo has ttft"),
     ({"prompt": 1024, "output": 64, "rate": 1.0, "concurrency": 2}, "rate and concurrency"),
+    ({"prompt": 1024, "output": 64, "concurrency": 2.7}, "concurrency is 2.7, must be a whole number from 1 to 2147483647"),
+    ({"prompt": 1024, "output": 64, "concurrency": [4, 2.7]}, "concurrency is 2.7, must be a whole number"),
+    ({"prompt": [1024], "output": 64, "concurrency": 5_000_000_000}, "concurrency is 5e+09, must be a whole number"),
+    ({"prompt": 1024, "output": 64, "turns": [1, 2**32 + 1]}, "turns is 4294967297, must be a whole number"),
+    ({"prompt": 1024, "output": 64, "turns": 1.5}, "turns is 1.5, must be a whole number"),
+    ({"context": 4096, "batch": 3_000_000_000}, "batch is 3000000000, must be a whole number from 1 to 2147483647"),
+    ({"context": 4096, "batch": [1, 3_000_000_000]}, "batch is 3000000000, must be a whole number from 1 to 2147483647"),
+    ({"context": 2**70}, "context is 1180591620717411303424, must be below 2^63"),
+    ({"context": [2**70]}, "context is 1180591620717411303424, must be below 2^63"),
+    ({"context": np.array([2**63], np.uint64)}, "context is 9223372036854775808, must be below 2^63"),
+    ({"context": 4096, "tp": 1.5}, "tp is 1.5, must be a whole number"),
+    ({"context": 4096, "tp": 2**32 + 1}, "tp is 4294967297, must be a whole number"),
 ])
 def test_wrong_questions_are_value_errors(arguments, sentence):
     with pytest.raises(ValueError) as caught:
@@ -104,11 +116,18 @@ def test_breakeven_names_borders_and_reasons():
     assert b.reason and "context:" in b.explain()
     with pytest.raises(ValueError, match="must differ"):
         kvatlas.breakeven("llama-3.1-8b", "a100", "full")
+    with pytest.raises(ValueError, match="batch is 3000000000, must be a whole number"):
+        kvatlas.breakeven("llama-3.1-8b", "a100", "kivi:bits=2", batch=3_000_000_000)
+    for name, value in {"chunk": 4096, "gpu_memory_utilization": 0.8, "dp": 2}.items():
+        with pytest.raises(ValueError, match=f"{name} changes no single decode step, needs output"):
+            kvatlas.breakeven("llama-3.1-8b", "a100", "kivi:bits=2", **{name: value})
+    assert kvatlas.breakeven("llama-3.1-8b", "a100", "kivi:bits=2", output=64, max_context="8K", context="4K", chunk=4096).reason
 
 
 def test_recommend_ranks_and_excludes():
     r = kvatlas.recommend("llama-3.1-8b", "rtx-4090", prompt="8K", output=256, methods=["fp8_kv", "kivi:bits=2|4", "cachegen"], slo="tpot_ms=50")
-    assert len(r) >= 2 and r.advised["recipe"] == "fp8_kv" or r.advised
+    assert len(r) == 4  # with full, the yardstick
+    assert r.advised["recipe"] == "fp8_kv"
     assert r.rows[0]["rank"] >= 1 and isinstance(r.explain(), str) and "<table" in r._repr_html_()
     assert r.why_not("cachegen")
 
@@ -119,6 +138,22 @@ def test_serving_is_deterministic():
     assert a.to_dict() == b.to_dict() and a.completed == 200 and a.ttft_ms["p50"] <= a.ttft_ms["p99"]
     with pytest.raises(ValueError, match="give one of rate"):
         kvatlas.serve("llama-3.1-8b", "h100-sxm", prompt=1, output=1)
+
+
+def test_serving_refuses_what_would_change_nothing(tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,374,44\n2023-11-16 18:17:04.0319600,396,109\n")
+    assert kvatlas.serve("llama-3.1-8b", "h100-sxm", trace=trace, speed=2.0).completed == 2
+    for name, value in {"prefix_hit": 0.5, "turns": 2, "spread": 0.1, "warm": True, "seed": 3, "rate": 1.0, "prompt": 10}.items():
+        with pytest.raises(ValueError, match=f"{name} contradicts trace"):
+            kvatlas.serve("llama-3.1-8b", "h100-sxm", trace=trace, **{name: value})
+    ask = dict(prompt=1024, output=64, rate=4.0)
+    for wrong, sentence in [({"requests": -5}, "requests is -5, must be a whole number from 1 to 50000000"), ({"requests": 0}, "requests is 0"), ({"speed": 2.0}, "speed belongs to trace"),
+                            ({"prefill_replicas": 2}, "prefill_replicas needs disaggregated"), ({"disaggregated": True, "dp": 2}, "dp contradicts disaggregated"),
+                            ({"rate": None, "concurrency": 2.7}, "concurrency is 2.7, must be a whole number"), ({"seed": -1}, "seed is -1"), ({"max_num_seqs": 2**40}, "max_num_seqs is"),
+                            ({"requests": True}, "requests is True")]:
+        with pytest.raises(ValueError, match=sentence):
+            kvatlas.serve("llama-3.1-8b", "h100-sxm", **{**ask, **wrong})
 
 
 def test_long_calls_let_other_threads_run():

@@ -91,6 +91,53 @@ def test_a_lost_worker_costs_its_chunk_alone(spec, store, tmp_path):
     assert report["reused"] == 1 and rows(other) == rows(store)
 
 
+def test_figures_of_two_texts_survive_sweeps_through_an_executor(spec, tmp_path):
+    path = tmp_path / "a.sqlite"
+    kvatlas.sweep({**spec, "contexts": "4K"}, path)
+    row = "INSERT INTO quality(model, recipe, quality_model, metric, value, context, protocol, grade, source, provenance, text_hash) VALUES('m', 'kivi', 'w', 'perplexity', ?, 1024, 'p', 'M', 's', 'measured', ?)"
+    with sqlite3.connect(path) as db:
+        db.executemany(row, [(6.5, "one"), (7.5, "two")])
+    db.close()
+    for _ in range(2):
+        report = kvatlas.sweep(spec, path, executor=Flaky(), chunks=2)
+        assert report["conflicts"] == 0
+    assert [tuple(r.values()) for r in kvatlas.open_store(path).query("SELECT text_hash, value FROM quality ORDER BY 1")] == [("one", 6.5), ("two", 7.5)]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_dead_workers_left_of_merged_chunks_is_removed(keep, spec, tmp_path):
+    path, chunks = tmp_path / "a.sqlite", tmp_path / "chunks"
+    chunks.mkdir()
+    key = kvatlas.plan(spec, 2)[0]["key"]
+    left = [f"{key}.0123.part", f"{key}.0123.part-wal", f"{key}.sqlite.4567.part"]
+    for name in (*left, "another.0123.part"):
+        (chunks / name).write_bytes(b"half")
+    kvatlas.sweep(spec, path, executor=Flaky(), chunks=2, chunk_folder=chunks, keep_chunks=keep)
+    kept = sorted(p.name for p in chunks.iterdir())
+    assert [n for n in kept if not n.endswith(".sqlite")] == ["another.0123.part"] and len(kept) == (3 if keep else 1)
+
+
+@pytest.mark.parametrize("name", ["50%41.sqlite", "a#b.sqlite", "a?mode=rwc.sqlite", "a b.sqlite"])
+def test_a_store_may_have_any_name(name, store, tmp_path):
+    os.makedirs(tmp_path / "odd")
+    path = tmp_path / "odd" / name
+    os.rename(store, path)
+    s = kvatlas.open_store(path)
+    assert s.query("SELECT count(*) AS n FROM points")[0]["n"] == len(s.points())
+    assert os.listdir(tmp_path / "odd") == [name]
+
+
+def test_a_query_that_fails_closes_its_connection(store, monkeypatch):
+    s = kvatlas.open_store(store)
+    opened = []
+    connect = s._connect
+    monkeypatch.setattr(s, "_connect", lambda: opened.append(connect()) or opened[-1])
+    with pytest.raises(sqlite3.OperationalError):
+        s.query("SELECT nothing FROM nowhere")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
+
+
 def test_dask_survives_a_killed_worker(tmp_path):
     distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed")
     big = {"models": ["llama-3.1-8b", "qwen2.5-7b"], "gpus": ["h100-sxm", "rtx-4090"], "methods": "all", "contexts": "4K..128K+4K", "batches": {"to_memory_limit": True, "per_doubling": 8}}
@@ -154,6 +201,25 @@ def test_parquet(store, tmp_path):
     n = kvatlas.open_store(store).to_parquet(tmp_path / "a.parquet", rows_per_group=40)
     table = parquet.read_table(tmp_path / "a.parquet")
     assert table.num_rows == n == len(kvatlas.open_store(store).points()) and "step_ms" in table.column_names
+
+
+def test_parquet_has_the_store_s_types_and_no_half_files(store, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    s = kvatlas.open_store(store)
+    # The first group alone would tell another type of each computed column.
+    late = "SELECT id, step_s, key, CASE WHEN id < 50 THEN NULL ELSE 'text' END AS late_text, CASE WHEN id < 50 THEN id ELSE 0.5 END AS late_real, NULL AS no_value FROM predictions ORDER BY id;"
+    n = s.to_parquet(tmp_path / "b.parquet", late, rows_per_group=10)
+    table = parquet.read_table(tmp_path / "b.parquet")
+    assert table.num_rows == n and [str(f.type) for f in table.schema] == ["int64", "double", "string", "string", "double", "double"]
+    assert table.column("late_text")[0].as_py() is None and table.column("late_text")[n - 1].as_py() == "text" and table.column("late_real")[1].as_py() == 2.0
+    before = (tmp_path / "b.parquet").read_bytes()
+    with pytest.raises(ValueError, match="no rows"):
+        s.to_parquet(tmp_path / "b.parquet", "SELECT * FROM points WHERE context < 0")
+    with pytest.raises(sqlite3.OperationalError):
+        s.to_parquet(tmp_path / "b.parquet", "SELECT nothing FROM points")
+    with pytest.raises(Exception):  # declared an integer by its first part, a text in its second
+        s.to_parquet(tmp_path / "b.parquet", "SELECT context FROM predictions UNION ALL SELECT bound FROM predictions", rows_per_group=10)
+    assert (tmp_path / "b.parquet").read_bytes() == before and sorted(os.listdir(tmp_path)) == ["atlas.sqlite", "b.parquet"]
 
 
 def test_results_of_other_tools_become_rows(tmp_path):

@@ -18,7 +18,7 @@ function say(text) {
   say.timer = setTimeout(() => toast.classList.remove("shown"), 2600);
 }
 
-async function copyText(text, what = "Command line copied") {
+async function copyText(text, what = copiedWords(text)) {
   let done = false;
   try { await navigator.clipboard.writeText(text); done = true; } catch {
     const area = document.createElement("textarea");

@@ -48,10 +48,22 @@ function workloadText(w) {
 // What is not said takes the command line's default.
 const DEFAULTS = { weights: "bf16", engine: "vllm", tp: 1, pp: 1, dp: 1, ep: 1, chunk: 8192, gpu_memory_utilization: 0.9, arithmetic: "float" };
 
+// A shipped model by its name, an imported one by the file it was read from, where the store says which: else the reader has to.
+function modelWord(model) {
+  if (model.identity === model.slug) return model.slug;
+  const file = /^config file (.+)$/.exec(model.source);
+  return file ? file[1] : `path/to/${model.slug}/config.json`;
+}
+
+function copiedWords(command) {
+  const missing = /--model '?path\/to\/(.+?)\/config\.json/.exec(command);
+  return missing ? `Command line copied (the store does not say where the config.json of ${missing[1]} lies: put that in)` : "Command line copied";
+}
+
 // The command that gives a row's figures again.
 function commandOf(row) {
   const c = D.configurations, model = D.models[c.model[row.cfg]], gpu = D.gpus[c.gpu[row.cfg]];
-  const words = ["kvatlas", "simulate", "--model", model.identity === model.slug ? model.slug : "config.json", "--gpu", gpu.identity, "--method", D.methods[row.m].recipe];
+  const words = ["kvatlas", "simulate", "--model", modelWord(model), "--gpu", gpu.identity, "--method", D.methods[row.m].recipe];
   if (row.kind === "served") {
     const w = D.workloads[D.served.workload[row.i]];
     words.push("--prompt", w.prompt, "--output", w.output);

@@ -33,7 +33,7 @@ def report(db: Union[str, Path], out: Union[str, Path] = "report.html", *, point
     title    of the page; the store's name without one
     figures  a folder: the figures also as SVG and PNG there (needs matplotlib)
     returns  {db, out, bytes, points, drawn, workloads, figures}
-    raises   StoreError with one sentence: no store, a newer one, no Plotly, no matplotlib
+    raises   StoreError, an OSError, with one sentence: no store, a newer one, no Plotly, no matplotlib, no place to write
     """
     if isinstance(points, bool) or not isinstance(points, int) or not 1000 <= points <= 1_000_000:
         raise StoreError(f"points is {points!r}, must be a whole number from 1000 to 1000000")
@@ -41,17 +41,21 @@ def report(db: Union[str, Path], out: Union[str, Path] = "report.html", *, point
     text = build(data, title)
     path = Path(out)
     part = path.with_name(path.name + ".part")
+    drawn = []
     try:
         part.write_text(text, encoding="utf-8")
+        # The old page stays until everything that was asked for is there.
+        if figures is not None:
+            from .figures import draw_all
+            drawn = [str(p) for p in draw_all(data, figures)]
         os.replace(part, path)
+    except StoreError:
+        raise
     except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
-    drawn = []
-    if figures is not None:
-        from .figures import draw_all
-        drawn = [str(p) for p in draw_all(data, figures)]
     meta = data["meta"]
     return {"db": str(db), "out": str(path), "bytes": path.stat().st_size, "points": meta["points_total"], "drawn": meta["points_drawn"],
             "workloads": meta["workload_rows"], "figures": drawn}

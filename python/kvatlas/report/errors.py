@@ -1,5 +1,5 @@
 """What the report raises."""
 
 
-class StoreError(Exception):
-    """The file is no store that can be drawn; the message is one sentence."""
+class StoreError(OSError):
+    """The store cannot be drawn, or its report not be written; the message is one sentence."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
@@ -344,11 +346,12 @@ def quality(data: Dict[str, Any], plt: Any) -> Any:
 def draw_all(data: Dict[str, Any], folder: Union[str, Path], formats: Sequence[str] = ("svg", "png")) -> List[Path]:
     """Writes every figure that the store has rows for; returns the files.
 
-    folder   made when it is not there
-    raises   StoreError when matplotlib is missing or the store holds no prediction
+    folder   made when it is not there; a figure gets its name when all are drawn
+    raises   StoreError when matplotlib is missing, the store holds no prediction, or a file cannot be written
     """
     plt = _pyplot()
-    model = data["models"][0]["slug"] if data["models"] else ""
+    view = opening(data)
+    model = data["models"][view["model"]]["slug"] if view is not None else ""
     wanted: List[Tuple[str, Callable[..., Any], bool]] = [
         ("tradeoff", tradeoff, True),
         ("quality", quality, any(q["model"] == model == q["quality_model"] and q["retained"] is not None for q in data["quality"])),
@@ -360,14 +363,33 @@ def draw_all(data: Dict[str, Any], folder: Union[str, Path], formats: Sequence[s
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{out}: cannot be made ({error.strerror})") from None
-    written = []
-    for name, draw, present in wanted:
-        if not present:
-            continue
-        figure = draw(data, plt)
-        for suffix in formats:
-            path = out / f"{name}.{suffix}"
-            figure.savefig(path, dpi=160, bbox_inches="tight", metadata={"Date": None} if suffix == "svg" else None)
-            written.append(path)
-        plt.close(figure)
-    return written
+    parts_of: Dict[Path, Path] = {}
+    try:
+        for name, draw, present in wanted:
+            if not present:
+                continue
+            figure = draw(data, plt)
+            try:
+                for suffix in formats:
+                    path = out / f"{name}.{suffix}"
+                    parts_of[path] = path.with_name(path.name + ".part")
+                    _save(figure, parts_of[path], suffix)
+            finally:
+                plt.close(figure)
+        for path, part in parts_of.items():
+            try:
+                os.replace(part, path)
+            except OSError as error:
+                raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        for part in parts_of.values():
+            with contextlib.suppress(OSError):
+                part.unlink()
+    return list(parts_of)
+
+
+def _save(figure: Any, path: Path, suffix: str) -> None:
+    try:
+        figure.savefig(path, format=suffix, dpi=160, bbox_inches="tight", metadata={"Date": None} if suffix == "svg" else None)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -416,3 +416,15 @@ def test_100000_points_open_and_answer_the_pointer(browser: Any, large_page: Pat
     assert "tokens/s" in o.text("#card") and "batch" in o.text("#card")
     assert o.complaints == []
     o.context.close()
+
+
+@pytest.mark.parametrize("source, word, said", [
+    ("config file /models/a b/config.json", "'/models/a b/config.json'", "Command line copied: kvatlas"),
+    ("measured by its makers", "path/to/small-8b/config.json", "Command line copied (the store does not say where the config.json of small-8b lies: put that in): kvatlas")])
+def test_the_command_of_an_imported_model_names_its_file_or_says_that_it_cannot(browser: Any, tmp_path: Path, source: str, word: str, said: str) -> None:
+    o = drawn(browser, tmp_path, change=f"UPDATE models SET identity = 'small-8b#0011', source = '{source}' WHERE id = 1")
+    o.page.click('#answer button[data-do="copy"]')
+    o.page.wait_for_function("document.querySelector('#live').textContent.startsWith('Command line copied')")
+    assert o.page.evaluate("window.lastCopied").startswith(f"kvatlas simulate --model {word} --gpu ")
+    assert o.page.inner_text("#live").startswith(said)
+    o.context.close()

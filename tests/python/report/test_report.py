@@ -188,6 +188,36 @@ def test_figures_are_drawn_as_svg_and_png(store: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again" / "tradeoff.svg").read_text() == first
 
 
+def test_figures_that_cannot_be_written_leave_the_page_and_the_folder_as_they_were(store: Path, page: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    out, figures = tmp_path / "report.html", tmp_path / "figures"
+    out.write_text("old page")
+    (figures / "tradeoff.png.part").mkdir(parents=True)
+    (figures / "tradeoff.svg").write_text("old figure")
+    with pytest.raises(StoreError, match="tradeoff.png.part: cannot be written"):
+        report(store, out, figures=figures)
+    assert isinstance(StoreError("x"), OSError)
+    assert out.read_text() == "old page" and (figures / "tradeoff.svg").read_text() == "old figure"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "report.html"] and sorted(p.name for p in figures.iterdir()) == ["tradeoff.png.part", "tradeoff.svg"]
+
+
+def test_the_quality_figure_is_decided_by_the_model_that_it_draws(store: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from report.figures import draw_all
+    data = read(store)
+    drawn = opening(data)
+    assert drawn is not None
+    own = data["models"][drawn["model"]]["slug"]
+    # Another model stands first: what is drawn stays what it was.
+    data["models"].append(dict(data["models"][0], slug="another"))
+    data["models"][0], data["models"][-1] = data["models"][-1], data["models"][0]
+    place = {0: len(data["models"]) - 1}
+    data["configurations"]["model"] = [place.get(m, m) for m in data["configurations"]["model"]]
+    again = opening(data)
+    assert again is not None and data["models"][again["model"]]["slug"] == own and again["model"] != 0
+    assert "quality" in {f.stem for f in draw_all(data, tmp_path, formats=("svg",))}
+
+
 @pytest.mark.parametrize("damage, sentence", [
     ("UPDATE configurations SET method = 99 WHERE id = 1", "a row names the id 99, which its table does not hold"),
     ("UPDATE methods SET params = '{' WHERE id = 2", "a text that should be JSON is not"),

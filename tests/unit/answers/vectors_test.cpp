@@ -95,6 +95,41 @@ TEST_CASE("a flipped bit of a stored file is found by its hash, a changed refere
   REQUIRE(found[1] == cat("buffer ", c.stages[1].buffers[0].name, " differs first at byte 0 of ", c.stages[1].buffers[0].bytes.size(), " after stage end"));
 }
 
+TEST_CASE("a case whose words, sizes or arrays cannot be is refused with its field, value and what is allowed", "[unit][vectors]") {
+  testing::TempFolder folder;
+  const auto refusal = [&](const char* method, const std::string& from, const std::string& to) {
+    const std::string place = folder.file(method), path = place + "/case.json";
+    answers::write_case(answers::vector_cases(find_method(method), 1).front(), place);
+    std::string text = io::read_text(path);
+    const std::size_t at = text.find(from);
+    REQUIRE(at != std::string::npos);
+    io::write_text(path, text.replace(at, from.size(), to));
+    try {
+      answers::read_case(place);
+    } catch (const IoError& e) {
+      const std::string sentence = e.what();
+      return sentence.starts_with(path + ": ") ? sentence.substr(path.size() + 2) : sentence;
+    }
+    return std::string("read");
+  };
+  CHECK(refusal("kivi", R"("dtype": "bf16")", R"("dtype": "fp8")") == "dtype is \"fp8\", must be one of f32, bf16, fp16");
+  CHECK(refusal("kivi", R"("kind": "cache")", R"("kind": "bogus")") == "kind is \"bogus\", must be one of cache, group, conversion");
+  CHECK(refusal("kivi", R"("kind": "cache")", R"("kind": "group")") == "kind is \"group\", which kivi does not have");
+  CHECK(refusal("kivi", R"("layout": "half_split")", R"("layout": "half")") == "layout is \"half\", must be one of half_split, interleaved");
+  CHECK(refusal("kivi", R"("prompt": 9)", R"("prompt": -9)") == "prompt is -9, must be a whole number from 1 to 16777216");
+  CHECK(refusal("kivi", R"("prompt": 9)", R"("prompt": 9.5)") == "prompt is 9.5, must be a whole number from 1 to 16777216");
+  CHECK(refusal("kivi", R"("prompt": 9)", R"("prompt": 8)") == "inputs has k of shape [1, 1, 12, 64], must have [1, 1, 11, 64]");
+  CHECK(refusal("kivi", R"("chunk": 9)", R"("chunk": 0)") == "chunk is 0, must be a whole number from 1 to 16777216");
+  CHECK(refusal("kivi", R"("q_heads": 1)", R"("q_heads": 0)") == "q_heads is 0, must be a whole number from 1 to 65536");
+  CHECK(refusal("kivi", R"("rotary_dim": 64)", R"("rotary_dim": 66)") == "shape: rotary_dim is 66, must be even and at most k_dim (64)");
+  CHECK(refusal("kivi", R"("q": {)", R"("query": {)") == "inputs lacks q");
+  CHECK(refusal("kivi", R"("trained": {})", R"("trained": {"w": {"file": "k.npy"}})").find("is missing or of the wrong type") != std::string::npos);
+  CHECK(refusal("kivi", R"("name": "end")", R"("name": "finish")") == "stages must be prompt and end, in this order");
+  CHECK(refusal("kivi", R"("format": "kvatlas vectors 1")", R"("format": 1)").starts_with("not a case of vectors"));
+  CHECK(refusal("transmla", R"("prompt": 0)", R"("prompt": 5)") == "prompt is 5, must be a whole number from 0 to 0");
+  CHECK(refusal("transmla", R"("w_q": {)", R"("w": {)").starts_with("inputs "));
+}
+
 TEST_CASE("vectors: the command writes, checks and refuses with one sentence", "[unit][cli]") {
   testing::TempFolder folder;
   const auto written = kvatlas_run({"vectors", "--method", "kivi", "--out", folder.file("v"), "--cases", "2", "--json"});

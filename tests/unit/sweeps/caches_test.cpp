@@ -113,20 +113,20 @@ TEST_CASE("a validation with two rows of one place leaves the store as it was", 
   std::vector<std::string> skipped;
   const std::vector<sim::Measurement> measured = sim::load_measurements({}, skipped);
   sim::ValidationReport report = sim::validate(sim::shipped_calibration(), measured, false);
-  store_validation(path, sim::shipped_calibration(), measured, report, "a");
+  store_validation(path, sim::shipped_calibration(), measured, report, "a", "published");
   const std::int64_t rows = count(path, "SELECT count(*) FROM validation");
   REQUIRE(rows == static_cast<std::int64_t>(report.rows.size()));
-  REQUIRE(count(path, "SELECT count(*) FROM measurements WHERE kind IN ('decode_attention', 'prefill_attention', 'gemm')") == static_cast<std::int64_t>(measured.size()));
+  REQUIRE(count(path, "SELECT count(*) FROM measurements WHERE kind IN ('decode_attention', 'prefill_attention', 'gemm') AND source = 'a' AND provenance = 'published'") == static_cast<std::int64_t>(measured.size()));
   sim::ValidationRow twin;
   twin.kind = "e2e_static", twin.gpu = twin.profile = twin.kv_dtype = "*", twin.subset = "all";
   report.rows.push_back(twin);
   report.rows.push_back(twin);
-  REQUIRE(sentence_of([&] { store_validation(path, sim::shipped_calibration(), {}, report, "b"); }) ==
+  REQUIRE(sentence_of([&] { store_validation(path, sim::shipped_calibration(), {}, report, "b", "measured"); }) ==
           "validation has two rows of e2e_static, gpu *, profile *, kv_dtype *, subset all, must have one; figures of several files are to be judged together");
   REQUIRE(count(path, "SELECT count(*) FROM validation") == rows);
   REQUIRE(count(path, "SELECT count(*) FROM measurements") == static_cast<std::int64_t>(measured.size()));
   report.rows.pop_back();
-  store_validation(path, sim::shipped_calibration(), {}, report, "b");
+  store_validation(path, sim::shipped_calibration(), {}, report, "b", "measured");
   REQUIRE(count(path, "SELECT count(*) FROM validation") == rows + 1);
   REQUIRE(count(path, "SELECT count(*) FROM measurements") == 0);
 }

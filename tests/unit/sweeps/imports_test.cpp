@@ -51,6 +51,18 @@ TEST_CASE("kvpress: model, press, share removed and context come from config.yam
   REQUIRE(unknown.unmatched.size() == 3);
 
   const std::string path = place("results");
+  const auto with_config = [&](const std::string& text) {
+    write(folder.file("results") + "/config.yaml", text);
+    const ImportReport report = read_results("kvpress-results", path, {.model = {}, .gpu = "h100", .method = {}});
+    return report.rows[0].recipe ? *report.rows[0].recipe : report.unmatched.at(0).why;
+  };
+  const std::string known = "model: Qwen/Qwen3-8B\ndata_dir: '8192'\n";
+  REQUIRE(with_config(known + "press_name: snapkv\n") == "the file states no compression_ratio");
+  REQUIRE(with_config(known + "press_name: snapkv\ncompression_ratio: null\n") == "the file states no compression_ratio");
+  REQUIRE(with_config(known + "press_name: snapkv\ncompression_ratio: half\n") == "compression_ratio is half, must be a number from 0 to below 1");
+  REQUIRE(with_config(known + "press_name: snapkv\ncompression_ratio: 1.5\n") == "compression_ratio is 1.5, must be a number from 0 to below 1");
+  REQUIRE(with_config(known + "press_name: snapkv\ncompression_ratio: 0.0\n") == "full");
+  REQUIRE(with_config(known + "press_name: no_press\n") == "full");
   write(folder.file("results") + "/config.yaml", "model: Qwen/Qwen3-8B\npress_name: 'knorm'\ncompression_ratio: 0.5\ndataset: ruler\ndata_dir: '8192'\nseed: 42\n");
   REQUIRE(row_of(read_results("kvpress-results", path), "vt.string_match").recipe == "knorm:budget=4096");
   std::filesystem::remove(folder.file("results") + "/config.yaml");
@@ -110,6 +122,27 @@ TEST_CASE("llama-bench: JSON, JSON lines and CSV are the same rows", "[unit]") {
   }
 }
 
+TEST_CASE("llama-bench: only a format of weights is cut from a file's name", "[unit]") {
+  testing::TempFolder folder;
+  const auto model_of = [&](const std::string& stem) {
+    write(folder.file("n.json"), cat(R"([{"model_filename": "m/)", stem, R"(.gguf", "gpu_info": "RTX 4090", "type_k": "f16", "type_v": "f16", "n_gen": 128, "avg_ts": 100.0}])"));
+    const ImportReport r = read_results("llama-bench", folder.file("n.json"));
+    const auto& setup = r.rows.at(0).setup;
+    return std::pair(r.unmatched.empty() ? *r.rows[0].model : r.unmatched[0].name, setup.contains("weights") ? setup["weights"].get<std::string>() : std::string());
+  };
+  using Names = std::pair<std::string, std::string>;
+  REQUIRE(model_of("Acme-9B-Instruct") == Names{"Acme-9B-Instruct", ""});
+  REQUIRE(model_of("Acme-9B-Base") == Names{"Acme-9B-Base", ""});
+  REQUIRE(model_of("Acme-9B-it") == Names{"Acme-9B-it", ""});
+  REQUIRE(model_of("Acme-9B-qat") == Names{"Acme-9B-qat", ""});
+  REQUIRE(model_of("Meta-Llama-3.1-8B-Instruct") == Names{"llama-3.1-8b", ""});
+  REQUIRE(model_of("Acme-9B-Instruct-IQ2_XS") == Names{"Acme-9B-Instruct", "IQ2_XS"});
+  REQUIRE(model_of("Acme-9B-it.q4_k_m") == Names{"Acme-9B-it", "q4_k_m"});
+  REQUIRE(model_of("Acme-9B-BF16") == Names{"Acme-9B", "BF16"});
+  REQUIRE(model_of("Acme-9B-f16") == Names{"Acme-9B", "f16"});
+  REQUIRE(model_of("Acme-9B-F32") == Names{"Acme-9B", "F32"});
+}
+
 TEST_CASE("aiconfigurator: one row a figure, systems and cache types by name", "[unit]") {
   testing::TempFolder folder;
   write(folder.file("a.csv"), "model,isl,osl,concurrency,ttft,tpot,seq/s,tokens/s,tokens/s/gpu,tokens/s/user,tp,kvcache,system,backend\n"
@@ -136,6 +169,43 @@ TEST_CASE("imported rows replace those of the same file and tool, and say so", "
   REQUIRE(import().code == 0);
   Database db(folder.file("a.sqlite"), Database::Mode::read);
   REQUIRE(db.integer("SELECT count(*) FROM imported WHERE provenance = 'imported' AND model IS NULL AND recipe = 'full'") == 1);
+}
+
+TEST_CASE("files of one name in two folders are two files, one file under two names is one", "[unit]") {
+  testing::TempFolder folder;
+  const std::string store = folder.file("a.sqlite");
+  const auto count = [&](const std::string& sql) { return Database(store, Database::Mode::read).integer(sql); };
+  const std::filesystem::path before = std::filesystem::current_path();
+  for (const char* run : {"one", "two"}) {
+    std::filesystem::create_directories(folder.file(run));
+    write(folder.file(run) + "/metrics.json", R"([{"model_filename": "x.gguf", "gpu_info": "RTX 4090", "type_k": "f16", "type_v": "f16", "n_gen": 128, "avg_ts": 100.0}])");
+    std::filesystem::current_path(folder.file(run));
+    store_results(store, read_results("llama-bench", "metrics.json"));
+    std::filesystem::current_path(before);
+  }
+  CHECK(count("SELECT count(*) FROM imported") == 2);
+  store_results(store, read_results("llama-bench", folder.file("one") + "/../one/metrics.json"));
+  CHECK(count("SELECT count(*) FROM imported") == 2);
+  CHECK(count("SELECT count(DISTINCT file) FROM imported") == 2);
+}
+
+TEST_CASE("a field of the wrong type is named with its file and value", "[unit]") {
+  testing::TempFolder folder;
+  const auto sentence_of = [&](const char* kind, const std::string& text) {
+    write(folder.file("w.json"), text);
+    try {
+      read_results(kind, folder.file("w.json"));
+    } catch (const IoError& e) {
+      return std::string(e.what()).substr(folder.file("").size());
+    }
+    return std::string("no IoError");
+  };
+  CHECK(sentence_of("vllm-bench", R"({"request_throughput": 2.0, "completed": "100"})") == R"(w.json: completed is "100", must be a number)");
+  CHECK(sentence_of("llama-bench", R"([{"avg_ts": 1.0, "n_prompt": "512"}])") == R"(w.json: n_prompt is "512", must be a number)");
+  CHECK(sentence_of("llama-bench", R"([{"avg_ts": 1.0, "n_gen": [1]}])") == "w.json: n_gen is [1], must be a number");
+  CHECK(sentence_of("lm-eval", R"({"results": {"t": {"acc": 1}}, "n-samples": {"t": 5}})") == "w.json: n-samples of t is 5, must be an object with effective");
+  CHECK(sentence_of("lm-eval", R"({"results": {"t": {"acc": 1}}, "n-shot": [5]})") == "w.json: n-shot is [5], must be an object of tasks");
+  CHECK(sentence_of("vllm-bench", R"({"request_throughput": 2.0, "completed": null})") == "no IoError");
 }
 
 TEST_CASE("files that are not what they should be get one sentence", "[unit]") {

@@ -3,6 +3,7 @@
 #include "sweeps/evidence.hpp"
 #include "sweeps/json.hpp"
 #include "sweeps/pareto.hpp"
+#include "sweeps/quality.hpp"
 #include "sweeps/recommend.hpp"
 #include "sweeps/runner.hpp"
 #include "sweeps/schema.hpp"
@@ -70,6 +71,39 @@ TEST_CASE("evidence of two shards that is equal becomes one", "[unit]") {
     CAPTURE(table);
     REQUIRE(count(folder / "out", cat("SELECT count(*) FROM ", table)) == rows);
   }
+}
+
+TEST_CASE("figures of quality under other settings are other rows when stores merge", "[unit]") {
+  const TempFolder folder;
+  const Paths parts = shards(folder, parse_spec(small_spec(), "s"), 2);
+  const QualityRow base{.model = "m", .recipe = "kivi", .quality_model = "w", .metric = "perplexity", .value = 6.5, .retained = 0.9, .context = 1024, .protocol = "p", .n = 256,
+                        .ci95_low = {}, .ci95_high = {}, .grade = "M", .source = "s", .dtype = "bf16", .seed = 1, .text_hash = "one", .scored = 256, .windows = 1, .chunk = 64};
+  std::vector<QualityRow> rows{base};
+  const auto other = [&](auto&& change_setting) {
+    rows.push_back(base);
+    change_setting(rows.back());
+    rows.back().value = 6.5 + 0.1 * static_cast<double>(rows.size());
+  };
+  other([](QualityRow& r) { r.dtype = "f32"; });
+  other([](QualityRow& r) { r.seed = 2; });
+  other([](QualityRow& r) { r.text_hash = "two"; });
+  other([](QualityRow& r) { r.scored = 128; });
+  other([](QualityRow& r) { r.windows = 4; });
+  other([](QualityRow& r) { r.chunk = 32; });
+  store_quality(parts[0], rows);
+  store_quality(parts[1], std::vector{rows[0], rows[3]});
+  for (int round = 0; round < 2; ++round) {  // the second time OUT itself is an input
+    const MergeReport r = merge_stores(folder / "out", parts);
+    REQUIRE(r.conflicts == 0);
+    REQUIRE(r.written);
+    REQUIRE(count(folder / "out", "SELECT count(*) FROM quality") == 7);
+    REQUIRE(count(folder / "out", "SELECT count(*) FROM quality WHERE text_hash = 'two' AND seed = 1 AND scored = 256 AND windows = 1 AND chunk = 64 AND dtype = 'bf16'") == 1);
+  }
+  rows[3].value = 9;
+  store_quality(parts[1], std::vector{rows[3]});
+  const MergeReport r = merge_stores(folder / "out", {parts[1]});
+  REQUIRE(r.conflicts == 1);
+  REQUIRE(r.examples == std::vector<std::string>{cat("quality: perplexity of kivi on m is another row in ", parts[1].string())});
 }
 
 TEST_CASE("evidence that differs between shards is a conflict, never a mixture", "[unit]") {

@@ -3,10 +3,12 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <span>
+#include <sstream>
 
 #include "core/io/file.hpp"
 #include "reference/method.hpp"
 #include "reference/registry.hpp"
+#include "sweeps/store.hpp"
 #include "tests/catch.hpp"
 #include "tests/support/program.hpp"
 #include "tests/support/temp_folder.hpp"
@@ -205,6 +207,47 @@ TEST_CASE("sweep, merge, diff and pareto work on one small store", "[unit]") {
   const auto typo = kvatlas_run({"pareto", "--db", db, "--x", "size_facto", "--y", "tokens_per_s"});
   REQUIRE(typo.code == 2);
   REQUIRE(typo.err.find("did you mean \"size_factor\"?") != std::string::npos);
+}
+
+TEST_CASE("settings outside their methods' ranges are one line of a sweep, and a sentence each in its document", "[unit]") {
+  const testing::TempFolder folder;
+  io::write_text(folder.file("spec.json"), R"({"models":["llama-3.2-1b"],"gpus":["rtx-4090"],"methods":["full"],"settings":"several","plans":["ideal","released"],"contexts":["4K"],"batches":[1]})");
+  const auto run = kvatlas_run({"sweep", folder.file("spec.json"), "--db", folder.file("a.sqlite"), "--json"});
+  REQUIRE(run.code == 0);
+  std::size_t outside = 0, without_plan = 0;
+  const json document = run.json();
+  for (const json& sentence : document["left_out"]) (sentence.get<std::string>().ends_with("its ideal plan is the only one") ? without_plan : outside) += 1;
+  REQUIRE(outside > 3);
+  REQUIRE(without_plan > 3);
+  const std::vector<std::string> lines = [&] {
+    std::vector<std::string> out;
+    std::istringstream text(run.err);
+    for (std::string line; std::getline(text, line);) out.push_back(line);
+    return out;
+  }();
+  REQUIRE(lines.size() == 2);
+  REQUIRE(lines[0].starts_with(cat("kvatlas sweep: ", outside, " settings left out (a value outside the method's range): ")));
+  REQUIRE(lines[0].find("kvquant") == lines[0].rfind("kvquant"));
+  REQUIRE(lines[0].find("kvquant") != std::string::npos);
+  REQUIRE(lines[1] == cat("kvatlas sweep: ", without_plan, " recipes have no released plan: their ideal plan is the only one"));
+  REQUIRE(kvatlas_run({"sweep", folder.file("spec.json"), "--db", folder.file("a.sqlite"), "--quiet"}).err.empty());
+}
+
+TEST_CASE("timings of the shipped sample are published, those of a user's files measured", "[unit]") {
+  const testing::TempFolder folder;
+  const std::string db = folder.file("a.sqlite");
+  { sweep::Store store(db); }
+  const auto provenances = [&] {
+    std::string all;
+    sweep::Database store(db, sweep::Database::Mode::read);
+    sweep::Statement s(store, "SELECT DISTINCT provenance FROM measurements ORDER BY 1");
+    while (s.step()) all += cat(all.empty() ? "" : ", ", s.text(0));
+    return all;
+  };
+  answer({"validate", "--db", db});
+  REQUIRE(provenances() == "published");
+  answer({"validate", "--db", db, "--measurements", KVATLAS_SOURCE_DIR "/simulator/data/gemm_sample.csv"});
+  REQUIRE(provenances() == "measured");
 }
 
 TEST_CASE("claims stand beside ours with a verdict, and can be chosen by method and verdict", "[unit]") {
