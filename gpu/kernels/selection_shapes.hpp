@@ -1,0 +1,11 @@
+// Shapes of the kernels that score, choose and compact, as kernels/shapes.hpp lists those of the others: what the executor runs, nvcc
+// compiles and the static table lists.
+#pragma once
+
+#include "gpu/kernels/row_gather.hpp"
+
+namespace kvatlas::gpu {
+
+inline constexpr GatherShape kGatherShapes[] = {{64}, {128}, {256}};
+
+}  // namespace kvatlas::gpu
