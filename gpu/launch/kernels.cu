@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/errors.hpp"
+#include "core/kernels/top_k_traffic.hpp"
 #include "gpu/kernels/selection_shapes.hpp"
 #include "gpu/kernels/shapes.hpp"
 #include "gpu/kernels/span_merge.hpp"
@@ -55,6 +56,12 @@ template <int I>
 __global__ void __launch_bounds__(kGatherThreads, 1) row_gather_kernel(GatherArgs<DeviceCtx> a) {
   DeviceCtx c;
   row_gather<kGatherShapes[I]>(c, a);
+}
+
+template <int I>
+__global__ void __launch_bounds__(kTopKShapes[I].threads, 1) top_k_kernel(TopKArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  top_k<kTopKShapes[I]>(c, a);
 }
 
 namespace {
@@ -126,6 +133,18 @@ void choose_gather(int shape, const GatherArgs<DeviceCtx>& a, std::int64_t heads
   require(found, "shape is no index of kGatherShapes");
 }
 
+template <int I>
+void select(const TopKArgs<DeviceCtx>& a, std::int64_t rows, void* stream) {
+  constexpr TopKShape S = kTopKShapes[I];
+  kernels::TopKLaunch{.rows = rows, .candidates = a.candidates, .stride = a.stride, .k = a.k, .window = a.window, .threads = S.threads}.check();
+  start(top_k_kernel<I>, dim3(static_cast<unsigned>(rows)), S.threads, S.shared_bytes(), a, stream);
+}
+template <std::size_t... I>
+void choose_top_k(int shape, const TopKArgs<DeviceCtx>& a, std::int64_t rows, void* stream, std::index_sequence<I...>) {
+  const bool found = ((shape == static_cast<int>(I) ? (select<static_cast<int>(I)>(a, rows, stream), true) : false) || ...);
+  require(found, "shape is no index of kTopKShapes");
+}
+
 template <std::size_t... I>
 void choose_quantize(int shape, const QuantizeArgs<DeviceCtx>& a, std::int64_t heads, void* stream, std::index_sequence<I...>) {
   const bool found = ((shape == static_cast<int>(I) ? (quantize<static_cast<int>(I)>(a, heads, stream), true) : false) || ...);
@@ -161,6 +180,10 @@ void launch_page_score(int shape, const PageScoreArgs<DeviceCtx>& args, std::int
 
 void launch_row_gather(int shape, const GatherArgs<DeviceCtx>& args, std::int64_t heads, std::int64_t most_rows, void* stream) {
   choose_gather(shape, args, heads, most_rows, stream, std::make_index_sequence<std::size(kGatherShapes)>{});
+}
+
+void launch_top_k(int shape, const TopKArgs<DeviceCtx>& args, std::int64_t rows, void* stream) {
+  choose_top_k(shape, args, rows, stream, std::make_index_sequence<std::size(kTopKShapes)>{});
 }
 
 }  // namespace kvatlas::gpu

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gpu/kernels/row_gather.hpp"
+#include "gpu/kernels/top_k.hpp"
 #include "gpu/simt/sim_context.hpp"
 #include "gpu/verify/case.hpp"
 
@@ -23,5 +24,24 @@ struct GatherCase {
 GatherCase draw_gather(std::int64_t heads, std::int64_t context, std::int64_t rows, std::uint64_t seed);
 /// throws InvalidArgument for lists that are not ascending or leave the context
 Verdict verify_gather(const GatherInstance& instance, const GatherCase& of, std::span<const Schedule> schedules);
+
+struct TopKInstance {
+  TopKShape shape;
+  LaunchReport (*run)(Executor&, const Launch&, const Schedule&, const TopKArgs<SimCtx>&);
+};
+std::span<const TopKInstance> top_k_instances();
+
+struct TopKCase {
+  std::int64_t rows = 4;  // sequences x kv heads
+  std::int64_t context = 300;
+  std::int64_t budget = 64;
+  std::int64_t window = 32;      // newest tokens of the context, part of the budget
+  std::uint64_t seed = 1;
+  std::vector<float> scores{};   // [rows][context - window]; empty: draw_scores
+};
+/// Scores with ties, zeros of both signs, infinities and subnormals; rows differ in kind.
+std::vector<float> draw_scores(std::int64_t rows, std::int64_t candidates, std::uint64_t seed);
+/// throws InvalidArgument for a budget that does not lie between window and context, or a NaN score
+Verdict verify_top_k(const TopKInstance& instance, const TopKCase& of, std::span<const Schedule> schedules);
 
 }  // namespace kvatlas::gpu

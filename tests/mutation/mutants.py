@@ -81,6 +81,15 @@ std::vector<Verdict> verdicts() {
 }"""
 
 
+TOP_K = """constexpr TopKShape kShape{128};
+std::vector<Verdict> verdicts() {
+  const TopKInstance instance{kShape, [](Executor& e, const Launch& l, const Schedule& s, const TopKArgs<SimCtx>& a) {
+                                return simulate(e, l, s, [&a](SimCtx& c) { top_k<kShape>(c, a); });
+                              }};
+  return {verify_top_k(instance, {.rows = 4, .context = 611, .budget = 90, .window = 10}, all_schedules(1))};
+}"""
+
+
 def read_all():
     mutants, now = {}, None
     for line in (HERE / "mutants.txt").read_text().splitlines():
@@ -131,6 +140,8 @@ def write(name, source, target):
         run = PAGES
     elif fields[0] == "gather":
         run = GATHER
+    elif fields[0] == "top_k":
+        run = TOP_K
     elif fields[0] == "rows":
         run = ROWS.replace("@KERNEL@", fields[1])
     else:
