@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -59,6 +60,18 @@ class SegmentSum {
     counts_.bytes += groups * bytes;
     counts_.sectors += sectors(offset, bytes);
     note(buffer, offset, bytes);
+  }
+  /// One request for segments of `bytes` bytes at ascending places; neighbours may share a sector.
+  void gathered(int buffer, std::span<const std::int64_t> offsets, std::int64_t bytes) {
+    counts_.requests += offsets.empty() ? 0 : 1;
+    std::int64_t end = -1;  // of the sectors that are counted
+    for (const std::int64_t offset : offsets) {
+      const std::int64_t last = (offset + bytes - 1) / 32 + 1;
+      counts_.bytes += bytes;
+      counts_.sectors += last - std::max(end, offset / 32);
+      end = last;
+      note(buffer, offset, bytes);
+    }
   }
   ExactCounts total() {
     std::ranges::sort(touched_);

@@ -8,6 +8,8 @@
 #include <utility>
 
 #include "core/errors.hpp"
+#include "core/kernels/top_k_traffic.hpp"
+#include "gpu/kernels/selection_shapes.hpp"
 #include "gpu/kernels/shapes.hpp"
 #include "gpu/kernels/span_merge.hpp"
 
@@ -48,6 +50,18 @@ template <int I>
 __global__ void __launch_bounds__(kPageScoreThreads, 1) page_score_kernel(PageScoreArgs<DeviceCtx> a) {
   DeviceCtx c;
   page_score<kPageScoreShapes[I]>(c, a);
+}
+
+template <int I>
+__global__ void __launch_bounds__(kGatherThreads, 1) row_gather_kernel(GatherArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  row_gather<kGatherShapes[I]>(c, a);
+}
+
+template <int I>
+__global__ void __launch_bounds__(kTopKShapes[I].threads, 1) top_k_kernel(TopKArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  top_k<kTopKShapes[I]>(c, a);
 }
 
 namespace {
@@ -110,6 +124,28 @@ void choose_page_score(int shape, const PageScoreArgs<DeviceCtx>& a, std::int64_
 }
 
 template <std::size_t... I>
+void choose_gather(int shape, const GatherArgs<DeviceCtx>& a, std::int64_t heads, std::int64_t most_rows, void* stream, std::index_sequence<I...>) {
+  require(a.context > 0 && heads > 0 && heads <= 65535, "context must be positive and heads lie between 1 and 65535");
+  require(most_rows >= 0 && most_rows <= a.context, "most_rows must lie between 0 and the context");
+  if (most_rows == 0) return;
+  const dim3 grid(static_cast<unsigned>(ceil_div(most_rows, kRowsOfBlock)), static_cast<unsigned>(heads));
+  const bool found = ((shape == static_cast<int>(I) ? (start(row_gather_kernel<static_cast<int>(I)>, grid, kGatherThreads, 0, a, stream), true) : false) || ...);
+  require(found, "shape is no index of kGatherShapes");
+}
+
+template <int I>
+void select(const TopKArgs<DeviceCtx>& a, std::int64_t rows, void* stream) {
+  constexpr TopKShape S = kTopKShapes[I];
+  kernels::TopKLaunch{.rows = rows, .candidates = a.candidates, .stride = a.stride, .k = a.k, .window = a.window, .threads = S.threads}.check();
+  start(top_k_kernel<I>, dim3(static_cast<unsigned>(rows)), S.threads, S.shared_bytes(), a, stream);
+}
+template <std::size_t... I>
+void choose_top_k(int shape, const TopKArgs<DeviceCtx>& a, std::int64_t rows, void* stream, std::index_sequence<I...>) {
+  const bool found = ((shape == static_cast<int>(I) ? (select<static_cast<int>(I)>(a, rows, stream), true) : false) || ...);
+  require(found, "shape is no index of kTopKShapes");
+}
+
+template <std::size_t... I>
 void choose_quantize(int shape, const QuantizeArgs<DeviceCtx>& a, std::int64_t heads, void* stream, std::index_sequence<I...>) {
   const bool found = ((shape == static_cast<int>(I) ? (quantize<static_cast<int>(I)>(a, heads, stream), true) : false) || ...);
   require(found, "shape is no index of kQuantizeShapes");
@@ -140,6 +176,14 @@ void launch_rope_apply(int shape, const RowArgs<DeviceCtx>& args, void* stream) 
 
 void launch_page_score(int shape, const PageScoreArgs<DeviceCtx>& args, std::int64_t heads, void* stream) {
   choose_page_score(shape, args, heads, stream, std::make_index_sequence<std::size(kPageScoreShapes)>{});
+}
+
+void launch_row_gather(int shape, const GatherArgs<DeviceCtx>& args, std::int64_t heads, std::int64_t most_rows, void* stream) {
+  choose_gather(shape, args, heads, most_rows, stream, std::make_index_sequence<std::size(kGatherShapes)>{});
+}
+
+void launch_top_k(int shape, const TopKArgs<DeviceCtx>& args, std::int64_t rows, void* stream) {
+  choose_top_k(shape, args, rows, stream, std::make_index_sequence<std::size(kTopKShapes)>{});
 }
 
 }  // namespace kvatlas::gpu

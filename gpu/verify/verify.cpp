@@ -4,10 +4,11 @@
 #include <string_view>
 
 #include "core/errors.hpp"
+#include "gpu/verify/selection_case.hpp"
 
 namespace kvatlas::gpu {
 
-std::vector<std::string> verified_kernels() { return {"quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply", "page_score"}; }
+std::vector<std::string> verified_kernels() { return {"quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply", "page_score", "row_gather", "top_k"}; }
 
 std::vector<Verdict> verify(const VerifyOptions& options, const std::function<void(const Verdict&)>& progress) {
   const auto kernels = verified_kernels();
@@ -55,6 +56,12 @@ std::vector<Verdict> verify(const VerifyOptions& options, const std::function<vo
   if (has_kernel("page_score"))
     for (const PageScoreInstance& i : page_score_instances())
       if (has_format(i.shape.dtype == Dtype::bf16 ? "bf16" : "fp16")) add(verify_page_score(i, {.heads = 2, .pages = options.long_run ? 300 : 37}, schedules));
+  if (has_kernel("row_gather") && has_format("bf16/fp16"))
+    for (const GatherInstance& i : gather_instances())
+      add(verify_gather(i, options.long_run ? draw_gather(4, 2048, 512, 1) : draw_gather(2, 150, 40, 1), schedules));
+  if (has_kernel("top_k") && has_format("f32"))
+    for (const TopKInstance& i : top_k_instances())
+      add(verify_top_k(i, options.long_run ? TopKCase{.rows = 8, .context = 8192, .budget = 1024} : TopKCase{.rows = 4, .context = 1000, .budget = 128}, schedules));
   if (all.empty()) throw InvalidArgument(cat("format is \"", options.format, "\", no case of ", options.kernel.empty() ? std::string("any kernel") : options.kernel, " has it"));
   return all;
 }

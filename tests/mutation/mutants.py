@@ -16,6 +16,7 @@ DRIVER = """// Written by tests/mutation/mutants.py: one mutant against the refe
 #include <string>
 
 #include "gpu/verify/case.hpp"
+#include "gpu/verify/selection_case.hpp"
 
 using namespace kvatlas;
 using namespace kvatlas::gpu;
@@ -71,6 +72,24 @@ std::vector<Verdict> verdicts() {
 }"""
 
 
+GATHER = """constexpr GatherShape kShape{128};
+std::vector<Verdict> verdicts() {
+  const GatherInstance instance{kShape, [](Executor& e, const Launch& l, const Schedule& s, const GatherArgs<SimCtx>& a) {
+                                  return simulate(e, l, s, [&a](SimCtx& c) { row_gather<kShape>(c, a); });
+                                }};
+  return {verify_gather(instance, draw_gather(1, 30, 11, 1), all_schedules(1))};
+}"""
+
+
+TOP_K = """constexpr TopKShape kShape{128};
+std::vector<Verdict> verdicts() {
+  const TopKInstance instance{kShape, [](Executor& e, const Launch& l, const Schedule& s, const TopKArgs<SimCtx>& a) {
+                                return simulate(e, l, s, [&a](SimCtx& c) { top_k<kShape>(c, a); });
+                              }};
+  return {verify_top_k(instance, {.rows = 4, .context = 611, .budget = 90, .window = 10}, all_schedules(1))};
+}"""
+
+
 def read_all():
     mutants, now = {}, None
     for line in (HERE / "mutants.txt").read_text().splitlines():
@@ -119,6 +138,10 @@ def write(name, source, target):
         run = QUANTIZE.replace("@FORMAT@", fields[1]).replace("@TOKENS@", fields[2])
     elif fields[0] == "pages":
         run = PAGES
+    elif fields[0] == "gather":
+        run = GATHER
+    elif fields[0] == "top_k":
+        run = TOP_K
     elif fields[0] == "rows":
         run = ROWS.replace("@KERNEL@", fields[1])
     else:

@@ -1,7 +1,10 @@
 // The entries that plans are made of, beside the launch formulas that the executor's counts confirm.
 #include "core/kernels/attention.hpp"
 #include "core/kernels/decode_traffic.hpp"
+#include "core/kernels/gather_traffic.hpp"
+#include "core/kernels/select.hpp"
 #include "core/kernels/store.hpp"
+#include "core/kernels/top_k_traffic.hpp"
 #include "gpu/kernels/shapes.hpp"
 #include "tests/catch.hpp"
 
@@ -30,4 +33,21 @@ TEST_CASE("bytes of a plan's quantize call are those that the kernel moves once"
     CHECK(call.traffic.read_bytes == 3 * 64 * s.dim * 2);
     CHECK(call.traffic.write_bytes == 3 * s.format.bytes_of(64, s.dim));
   }
+}
+
+TEST_CASE("bytes of a plan's gather call are the floor of the kernel without the starts of the heads", "[unit]") {
+  const std::vector<std::int32_t> starts{0, 3, 6}, kept{0, 5, 9, 1, 2, 3};
+  const kernels::GatherLaunch launch{.dim = 128, .context = 10, .starts = starts, .kept = kept};
+  const KernelCall call = kernels::Gather{.heads = 2, .rows = 3, .row_bytes = 2 * 128 * 2 + 4}.call(1);  // a key, a value, a position
+  CHECK(call.traffic.read_bytes + call.traffic.write_bytes == launch.floor_bytes() - 3 * 4);
+}
+
+TEST_CASE("a plan's top_k call moves what the kernel moves without a window, sectors of its four passes included", "[unit]") {
+  const std::vector<std::int32_t> chosen{0, 1, 2, 3, 4, 5, 6, 7, 512, 513, 514, 515, 516, 517, 518, 519};
+  const auto launch = kernels::TopKLaunch{.rows = 1, .candidates = 1024, .stride = 1024, .k = 16, .threads = 128}.traffic(chosen);
+  const KernelCall call = kernels::TopK{.rows = 1, .candidates = 1024, .k = 16}.call(1);
+  CHECK(call.traffic.read_bytes == 32 * launch.reads.distinct_sectors);
+  CHECK(call.traffic.read_sectors == launch.reads.sectors);
+  CHECK(call.traffic.write_bytes == launch.writes.bytes);
+  CHECK(call.traffic.write_sectors == launch.writes.sectors);
 }
