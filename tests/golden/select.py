@@ -194,6 +194,19 @@ SELECTION = {
         "case09_decode_S90_hh50_w32": (),
         "case10_forward_S61_L2_C30_w8_casc0_steps4": ("kept_decode_layer0", "kept_decode_layer1", "evict_scores", "cache_lengths", "preference"),
     },
+    "prefixkv": {
+        "case01_cdf_L8_S100_ratio0.8_peak2.0": (),
+        "case02_cdf_L6_S90_ratio0.1_peak3.0": (),
+        "case03_cdf_L4_S64_ratio0.6_peak0.0": (),
+        "case04_run_S60_L3_ratio0.5_profile1_steps4": ("scores",),
+        "case05_run_S45_L4_ratio0.6_profile0_steps3": ("scores", "q_layer1", "k_layer1", "kept_prefill_layer1", "kept_decode_layer1", "q_layer2", "k_layer2",
+                                                       "kept_prefill_layer2", "kept_decode_layer2", "q_layer3", "k_layer3", "kept_prefill_layer3",
+                                                       "kept_decode_layer3"),
+    },
+    "elastic_cache": {
+        "case02_orig_S80_ratio0.8_start1_dist-5_steps6": ("score_layer0",),
+        "case03_orig_S70_ratio0.6_start1_dist-25_steps8": ("score_layer0", "values_prefill_layer0"),
+    },
     "duo_attention": {
         "case03_sparsify_L32_H8_sparsity0.75": (),
         "case04_sparsify_L4_H4_sparsity1.0": (),
