@@ -57,6 +57,8 @@ std::optional<std::string> why_not(const Method& method, const ParamRow& row, co
   return method.why_not != nullptr ? method.why_not(row, shape) : std::nullopt;
 }
 
+std::optional<std::string> always_unrotated(const ParamRow&) { return "it works on keys before RoPE"; }
+
 double BlockMask::density() const {
   std::int64_t kept = 0, all = 0;
   for (int h = 0; h < q_heads; ++h)

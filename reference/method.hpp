@@ -77,6 +77,7 @@ struct Method {
 
   // Faces. An absent face is nullptr.
   std::optional<std::string> (*why_not)(const ParamRow&, const CacheShape&) = nullptr;
+  std::optional<std::string> (*needs_unrotated)(const ParamRow&) = nullptr;  // why queries and keys that are rotated already, by a rotation it is not told, give another algorithm
   Ledger (*ledger_formula)(const ParamRow&, const CacheShape&, const History&, const ContentCounts&) = nullptr;
   Plan (*decode_plan)(const ParamRow&, const CacheShape&, const History&, const ContentCounts&) = nullptr;
   Plan (*prefill_plan)(const ParamRow&, const CacheShape&, const History&, const ContentCounts&) = nullptr;
@@ -109,6 +110,9 @@ inline constexpr auto typed = &detail::Typed<F, decltype(F)>::call;
 /// The formula of a record. The poisoned build answers nonsense, which no counted figure may notice.
 Ledger formula_ledger(const Method& method, const ParamRow& row, const CacheShape& shape, const History& history,
                       const ContentCounts& counts = {});
+
+/// The face `needs_unrotated` of a method that keeps or studies keys before RoPE whatever its parameters.
+std::optional<std::string> always_unrotated(const ParamRow& row);
 
 /// First reason why this method cannot serve this shape with these parameters: shape, method's own limits, layer kinds.
 std::optional<std::string> why_not(const Method& method, const ParamRow& row, const CacheShape& shape);

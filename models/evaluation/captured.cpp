@@ -37,27 +37,24 @@ double number_in(const io::SafeTensors& file, const char* key, double absent, co
   return value;
 }
 
-/// Methods that keep or study keys before RoPE, or turn kept keys to other positions: on keys that are rotated already, and whose
-/// rotation is not known, they would compute something else without a word.
-struct NeedsRotation {
-  std::string_view slug, param;  // no param: always
-  int fine = 0;                  // the value of param at which the method takes keys as they come
-};
-constexpr NeedsRotation kNeedRotation[]{{"commvq", "", 0}, {"double_sparse", "statistic", 2}, {"finch", "rerotate", 0}, {"fireq", "", 0}, {"freqkv", "", 0},
-                                        {"key_rerotation", "", 0}, {"kvquant", "", 0}, {"rotatekv", "", 0}, {"streaming_llm", "positions", 1}, {"xkv", "", 0}};
-
+/// On keys that are rotated already, and whose rotation is not known, some methods would compute something else without a word.
 void refuse_lost_rotation(const Recipe& recipe) {
-  for (const Rule& rule : recipe.rules()) {
-    const Method& m = *rule.key.method;
-    for (const NeedsRotation& n : kNeedRotation) {
-      if (n.slug != m.slug) continue;
-      const auto at = std::ranges::find_if(m.params, [&](const ParamSpec& s) { return n.param == s.name; });
-      if (at == m.params.end()) throw Unsupported(cat(m.slug, " works on keys before RoPE, captured keys are rotated already; give it --weights"));
-      const auto value = static_cast<int>(rule.key.row[static_cast<std::size_t>(at - m.params.begin())]);
-      if (value != n.fine)
-        throw Unsupported(cat(m.slug, " rotates keys itself, captured keys are rotated already; set ", n.param, "=", at->choices.empty() ? cat(n.fine) : std::string(at->choices[static_cast<std::size_t>(n.fine)]), " or give it --weights"));
-    }
-  }
+  for (const Rule& rule : recipe.rules())
+    if (const Method& m = *rule.key.method; m.needs_unrotated != nullptr)
+      if (const auto why = m.needs_unrotated(rule.key.row)) throw Unsupported(cat(m.slug, ": ", *why, ", captured rows are rotated already; give it --weights"));
+}
+
+/// What a file says of the run it comes from; files that are read together must say the same.
+std::string said_by(const io::SafeTensors& file, const char* key) {
+  const auto at = file.metadata.find(key);
+  return at == file.metadata.end() ? std::string() : at->second;
+}
+
+/// Layers of an earlier run beside those of this one would be read as one prompt's.
+void refuse_other_layers(const std::filesystem::path& folder, const std::set<std::string>& written) {
+  for (const auto& entry : std::filesystem::directory_iterator(folder))
+    if (const std::string name = entry.path().filename().string(); entry.path().extension() == ".safetensors" && !written.contains(name))
+      throw IoError(cat(folder.string(), " holds ", name, ", which this run does not write, must be empty or hold no layers of another run"));
 }
 
 /// A file's q, k, v, checked against each other.
@@ -89,10 +86,16 @@ std::vector<std::string> capture(const Transformer& t, const CacheShape& shape, 
   std::error_code failed;
   std::filesystem::create_directories(folder, failed);
   if (failed) throw IoError(cat(folder.string(), " cannot be made: ", failed.message()));
+  const auto wanted = [&](int l) { return options.layers.empty() || std::ranges::find(options.layers, l) != options.layers.end(); };
+  const auto name_of_layer = [](int l) { return cat("layer", l, ".safetensors"); };
+  std::set<std::string> written;
+  for (int l = 0; l < t.layers(); ++l)
+    if (wanted(l)) written.insert(name_of_layer(l));
+  refuse_other_layers(folder, written);
   std::vector<std::string> files;
   PlainAttention plain(shape);
   ObservedAttention observed(shape, plain, [&](const Observation& o) {
-    if (!options.layers.empty() && std::ranges::find(options.layers, o.layer) == options.layers.end()) return;
+    if (!wanted(o.layer)) return;
     const LayerClass& c = shape.class_of(o.layer);
     io::SafeTensors file;
     file.metadata.insert(options.metadata.begin(), options.metadata.end());
@@ -109,7 +112,7 @@ std::vector<std::string> capture(const Transformer& t, const CacheShape& shape, 
       const Array mass = attention_mass(c, o.q, o.k, options.mass_queries);
       put("mass", mass.view());
     }
-    files.push_back(cat("layer", o.layer, ".safetensors"));
+    files.push_back(name_of_layer(o.layer));
     io::write_safetensors((folder / files.back()).string(), file);
   });
   const Segment segment{.attention = &observed, .tokens = static_cast<std::int64_t>(tokens.size()), .first_position = 0};
@@ -126,17 +129,21 @@ CapturedSet read_captures(const std::filesystem::path& folder, Dtype dtype) {
   std::ranges::sort(paths);
   CapturedSet set{.model = folder.filename().string(), .prompts = {}};
   std::map<std::string, CapturedPrompt> prompts;
-  std::set<std::string> texts;
+  std::map<std::string, std::string> texts;  // by prompt
+  std::optional<std::string> model;
   for (const std::filesystem::path& path : paths) {
     const io::SafeTensors file = io::read_safetensors(path.string());
     const std::string where = path.string();
     const auto rope = file.metadata.find("rope");
     if (rope == file.metadata.end()) throw IoError(cat(where, ": metadata rope is missing, must be after: whether keys are rotated cannot be seen"));
     if (rope->second != "after") throw IoError(cat(where, ": metadata rope is ", printable(rope->second), ", must be after: without the model its rotation is not known"));
-    if (const auto model = file.metadata.find("model"); model != file.metadata.end()) set.model = model->second;
-    if (const auto hash = file.metadata.find("text_hash"); hash != file.metadata.end()) texts.insert(hash->second);
-    const auto named = file.metadata.find("prompt");
-    CapturedPrompt& prompt = prompts[named == file.metadata.end() ? "" : named->second];
+    if (!model) model = said_by(file, "model");
+    if (*model != said_by(file, "model")) throw IoError(cat(where, ": metadata model is ", printable(said_by(file, "model")), ", must be ", printable(*model), " as in the folder's other files"));
+    const std::string name = said_by(file, "prompt");
+    const auto text = texts.emplace(name, said_by(file, "text_hash")).first;
+    if (text->second != said_by(file, "text_hash"))
+      throw IoError(cat(where, ": metadata text_hash is ", printable(said_by(file, "text_hash")), ", must be ", printable(text->second), " as in the prompt's other layers"));
+    CapturedPrompt& prompt = prompts[name];
     const double index = number_in(file, "layer", static_cast<double>(prompt.layers.size()), where);
     if (index < 0 || index > 4095 || index != std::floor(index)) throw IoError(cat(where, ": metadata layer is ", index, ", must be 0 to 4095"));
     const int layer = static_cast<int>(index);
@@ -163,13 +170,21 @@ CapturedSet read_captures(const std::filesystem::path& folder, Dtype dtype) {
     }
     prompt.layers[layer] = std::move(rows);
   }
+  std::string hashed;
   for (auto& [name, prompt] : prompts) {
+    for (const auto& [layer, rows] : prompt.layers)
+      for (const auto& [side, tensor] : rows)
+        hashed += cat(name, '/', layer, '/', side, '=', text_hash({reinterpret_cast<const char*>(tensor.values.data()), tensor.values.size() * sizeof(float)}), ';');
     prompt.name = name;
     prompt.shape.dtype = dtype;
     if (prompt.tokens < 2) throw IoError(cat(folder.string(), " holds a prompt of ", prompt.tokens, " token, must have at least 2"));
     set.prompts.push_back(std::move(prompt));
   }
-  if (texts.size() == 1) set.text_hash = *texts.begin();
+  if (!model->empty()) set.model = *model;
+  std::set<std::string> hashes;
+  for (const auto& [name, hash] : texts) hashes.insert(hash);
+  if (hashes.size() == 1) set.text_hash = *hashes.begin();
+  set.rows_hash = text_hash(hashed);
   return set;
 }
 

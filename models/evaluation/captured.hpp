@@ -27,6 +27,7 @@ struct CaptureOptions {
 };
 
 /// Runs a prompt and writes layer<l>.safetensors for the chosen layers. returns  the files' names
+/// throws   IoError: the folder cannot be made, or holds other layers
 std::vector<std::string> capture(const Transformer& transformer, const CacheShape& shape, std::span<const TokenId> tokens,
                                  const std::filesystem::path& folder, const CaptureOptions& options);
 
@@ -41,9 +42,10 @@ struct CapturedSet {
   std::string model;  // what the files say, or the folder's name
   std::vector<CapturedPrompt> prompts;
   std::string text_hash{};  // of the one text that all files name; empty when they name none, or several
+  std::string rows_hash{};  // of all rows, for captures that no text names
 };
 
-/// throws   IoError: nothing there, a broken file, layers that do not fit together, keys before RoPE or of unknown rotation
+/// throws   IoError: nothing there, a broken file, layers that do not fit together or name different models or texts, keys before RoPE or of unknown rotation
 CapturedSet read_captures(const std::filesystem::path& folder, Dtype dtype);
 
 /// A recipe on captured rows: the prompt less its last `probes` tokens is compressed, then these are decoded one by one.

@@ -89,8 +89,8 @@ std::vector<TextResult> read_text(const Transformer& t, const CacheShape& shape,
     const auto note_bytes = [&](std::int64_t context) {
       for (std::size_t i = 0; i < results.size(); ++i) {
         const Bytes dense = dense_bytes(shape, Tokens(context));
-        results[i].dense += Bytes(dense.value / o.windows);
-        if (!run.failure(i)) results[i].stored += Bytes((i == 0 ? dense : run.ledger(i).total()).value / o.windows);
+        results[i].dense += dense;
+        if (!run.failure(i)) results[i].stored += i == 0 ? dense : run.ledger(i).total();
       }
     };
     std::int64_t scored_from = 0;
@@ -127,6 +127,10 @@ std::vector<TextResult> read_text(const Transformer& t, const CacheShape& shape,
       const std::vector<double> error = run.attention_error(i);
       for (std::size_t l = 0; l < error.size(); ++l) results[i].attention_error[l] += error[l] / static_cast<double>(o.windows);
     }
+  }
+  for (TextResult& r : results) {  // once, of the sums: a window's rest is not lost
+    r.stored = Bytes(r.stored.value / o.windows);
+    r.dense = Bytes(r.dense.value / o.windows);
   }
   return results;
 }

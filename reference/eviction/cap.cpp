@@ -36,7 +36,7 @@ extern constinit const Method cap{
     .paper = {.title = "kvpress: LLM KV cache compression made easy (cap_press)", .url = "https://github.com/NVIDIA/kvpress", .year = 2026},
     .params = specs<Params>, .serving = kServingOnce, .exact_when = "budget=1M",
     .notes = "A press of kvpress. Positions are counted from the start of the prompt.",
-    .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
+    .why_not = Faces<rule>::why_not, .needs_unrotated = always_unrotated, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
     .prefill_plan = Faces<rule>::prefill_plan, .open = Faces<rule>::open,
 };
 

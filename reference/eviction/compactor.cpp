@@ -69,7 +69,7 @@ extern constinit const Method compactor{
               .url = "https://arxiv.org/abs/2507.08143", .year = 2025},
     .params = specs<Params>, .compat = kCompat, .serving = kServingOnce, .exact_when = "budget=1M",
     .notes = "Logits are not divided by the root of head_dim, as in kvpress. kvpress blends by its compression ratio unless told otherwise.",
-    .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
+    .why_not = Faces<rule>::why_not, .needs_unrotated = always_unrotated, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
     .prefill_plan = Faces<rule>::prefill_plan, .open = Faces<rule>::open,
 };
 

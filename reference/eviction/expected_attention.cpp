@@ -44,7 +44,7 @@ extern constinit const Method expected_attention{
     .params = specs<Params>, .serving = kServingOnce, .exact_when = "budget=1M",
     .notes = "Positions are counted from the start of the prompt. The mean of rotations shrinks fast channels, as the method means it. "
              "The variant with stored statistics is not offered: moments are those of the prompt itself.",
-    .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
+    .why_not = Faces<rule>::why_not, .needs_unrotated = always_unrotated, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
     .prefill_plan = Faces<rule>::prefill_plan, .open = Faces<rule>::open,
 };
 

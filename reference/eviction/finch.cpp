@@ -30,6 +30,10 @@ Rule rule(const Params& p, const CacheShape&) {
   return {.name = "finch", .scorer = position_weighted_attention(p.observation_window, p.normalize), .budget = p.budget, .rerotate = p.rerotate};
 }
 
+std::optional<std::string> needs_unrotated(const Params& p) {
+  return p.rerotate ? std::optional("it turns kept keys to other positions (rerotate=false leaves them)") : std::nullopt;
+}
+
 }  // namespace
 
 extern constinit const Method finch{
@@ -40,7 +44,7 @@ extern constinit const Method finch{
     .exact_when = "budget=1M",
     .notes = "The position of a query stands for the number of tokens that it sees, one too few, as in kvpress. Turning a stored key rounds it "
              "once more. Generated tokens follow the kept ones, so the model sees a shorter text.",
-    .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
+    .why_not = Faces<rule>::why_not, .needs_unrotated = typed<needs_unrotated>, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
     .prefill_plan = Faces<rule>::prefill_plan, .open = Faces<rule>::open,
 };
 

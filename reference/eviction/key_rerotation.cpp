@@ -40,7 +40,7 @@ extern constinit const Method key_rerotation{
     .exact_when = "budget=1M",
     .notes = "Without a rotary embedding nothing turns. Turning a stored key rounds it once more. The wrapped score is keydiff unless another is named. "
              "Heads keep different tokens, so one token has different positions in different heads, as in kvpress.",
-    .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
+    .why_not = Faces<rule>::why_not, .needs_unrotated = always_unrotated, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
     .prefill_plan = Faces<rule>::prefill_plan, .open = Faces<rule>::open,
 };
 

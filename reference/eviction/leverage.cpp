@@ -41,7 +41,7 @@ extern constinit const Method leverage{
               .url = "https://arxiv.org/abs/2507.08143", .year = 2025},
     .params = specs<Params>, .serving = kServingOnce, .exact_when = "budget=1M",
     .notes = "The query-agnostic half of compactor by itself. Positions are counted from the start of the prompt.",
-    .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
+    .why_not = Faces<rule>::why_not, .needs_unrotated = always_unrotated, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = Faces<rule>::decode_plan,
     .prefill_plan = Faces<rule>::prefill_plan, .open = Faces<rule>::open,
 };
 

@@ -159,6 +159,10 @@ std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const Op
 constexpr Deployable kDeployable[] = {
     {"trtllm", "0.6.0", "SwiftInfer plug-in", "https://github.com/hpcaitech/SwiftInfer"}};
 
+std::optional<std::string> needs_unrotated(const Params& p) {
+  return p.positions == Positions::slot ? std::optional("it rotates keys by their slots (positions=true takes them as they come)") : std::nullopt;
+}
+
 }  // namespace
 
 extern constinit const Method streaming_llm{
@@ -176,7 +180,7 @@ extern constinit const Method streaming_llm{
     .notes = "The whole prompt is attended to in full and cut when it is complete, as in the official code; decode steps cut "
              "after the attention. At slot positions outputs equal the full cache bit for bit until the first eviction, for "
              "texts that start at position 0. A cache saved inside a prompt that is still within the budget resumes after it.",
-    .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
+    .why_not = typed<why_not>, .needs_unrotated = typed<needs_unrotated>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>,
 };
 

@@ -329,7 +329,7 @@ extern constinit const Method xkv{
              "traffic: the gain is memory. Values could be kept unbuilt by folding their basis behind the softmax; no kernel of this library does. "
              "A prompt shorter than the rank gets larger, not smaller. Factorisations whose smaller side is at most 256 are a full SVD "
              "by one-sided Jacobi, larger ones block subspace iteration with 8 passes. Latent rows (MLA), which the paper factorises too, are refused.",
-    .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
+    .why_not = typed<why_not>, .needs_unrotated = always_unrotated, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>,
 };
 

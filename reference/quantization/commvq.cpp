@@ -338,7 +338,7 @@ extern constinit const Method commvq{
     .notes = "Codebooks and decoder are fp16 state of a layer and count once for all sequences; the value encoder belongs to the model's weights and is not counted. Norms are fp16 and a key is divided by its "
              "stored norm. Twelve bits a codeword at 64 entries; the released code stores 16. The number of stages of the 1-bit model is inferred. Rotated keys are rounded to the dtype of the cache, as those of "
              "`full` are. Plans count whole bits a channel beside the products of a query with all code numbers.",
-    .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
+    .why_not = typed<why_not>, .needs_unrotated = always_unrotated, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .open = typed<open>,
 };
 

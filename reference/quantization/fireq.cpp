@@ -151,7 +151,7 @@ extern constinit const Method fireq{
                 .speculation = {Works::no, "a rejected token has been coded already"}, .multi_turn = {Works::yes, ""}},
     .notes = "The 8-bit query and the FP8 product of the paper's kernel are not modelled: the attention is that of decoded rows. The official configuration for accuracy runs has scale=bf16, the stored 4-bit cache e4m3, the default here. A trained file has "
              "tensors layer<l>.k_factors. A group whose largest magnitude over 7 is below 2^-10 gets scale 0 and decodes to zeros. Scales saturate at 448 (e4m3). Decoded rows stay float32.",
-    .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<side_decode<Params, side_layout>>,
+    .why_not = typed<why_not>, .needs_unrotated = always_unrotated, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<side_decode<Params, side_layout>>,
     .prefill_plan = typed<side_prefill<Params, side_layout>>, .open = typed<open>, .open_side = typed<open_side>, .side_layout = typed<side_layout>,
 };
 

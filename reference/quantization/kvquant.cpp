@@ -195,7 +195,7 @@ extern constinit const Method kvquant{
              "ranges and outliers are fp16. A channel whose thresholds are equal decodes to them (the released uniform path: to 0). "
              "The fit starts by k-means++ with draws from Philox (released: scikit-learn, seed 0). Sinks are kept before RoPE like all keys (released: after it). Decoded rows stay float32 until "
              "keys are rotated. Prompts no longer than `sinks` calibrate on the first coded token alone. Positions must be 0, 1, 2, ...",
-    .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
+    .why_not = typed<why_not>, .needs_unrotated = always_unrotated, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<side_prefill<Params, side_layout>>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>,
     .open_side = typed<open_side>, .side_layout = typed<side_layout>,
 };

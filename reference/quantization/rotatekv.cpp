@@ -296,7 +296,7 @@ extern constinit const Method rotatekv{
     .notes = "Without hidden states no token is found to stay plain, and predictions expect none. Hidden values tie to the earlier token. Groups lie in the permuted order of all "
              "channels. Layers with fewer kv heads than head_group rotate all of them. Zero points are whole numbers in fp16, inexact "
              "above 2048; codes are made from the stored one, and a group whose zero point is beyond 65504 decodes to its clipped minimum. A trained file has tensors layer<l>.k_order. A cache saved inside a prompt forgets which hidden values were largest.",
-    .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
+    .why_not = typed<why_not>, .needs_unrotated = always_unrotated, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<side_prefill<Params, side_layout>>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>,
     .open_side = typed<open_side>, .side_layout = typed<side_layout>,
 };

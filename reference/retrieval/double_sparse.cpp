@@ -424,6 +424,10 @@ constexpr Deployable kDeployable[] = {
     {"sglang", "0.3.4", "--enable-double-sparsity --ds-channel-config-path FILE --ds-heavy-channel-num N --ds-heavy-token-num N",
      "sgl-project/sglang pull request 1459, merged October 2024"}};
 
+std::optional<std::string> needs_unrotated(const Params& p) {
+  return p.statistic != Statistic::qk ? std::optional("it ranks channels before RoPE (statistic=qk ranks them after it)") : std::nullopt;
+}
+
 }  // namespace
 
 extern constinit const Method double_sparse{
@@ -444,7 +448,7 @@ extern constinit const Method double_sparse{
              "label are stored in the cache's dtype (both are key values) and counted. Where a code's scale would overflow it is taken as for "
              "a range of zero. Each query head lists its own tokens; a plan charges the expected union of a group's lists under independent "
              "choices, at most q_per_kv times heavy. Offloading with a predicted query is not covered.",
-    .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
+    .why_not = typed<why_not>, .needs_unrotated = typed<needs_unrotated>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .open = typed<open>,
 };
 

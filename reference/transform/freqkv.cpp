@@ -234,7 +234,7 @@ extern constinit const Method freqkv{
     .notes = "The paper fine-tunes the model for the compressed context; without that the method runs but quality is not the paper's. "
              "The official mask path adds 1 to the logits of old slots; that defect is not copied. Under a bidirectional mask a token sees "
              "the new tokens that come before the next compression, not all of the step.",
-    .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
+    .why_not = typed<why_not>, .needs_unrotated = always_unrotated, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .open = typed<open>,
 };
 

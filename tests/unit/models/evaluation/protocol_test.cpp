@@ -182,6 +182,9 @@ TEST_CASE("a method whose logits are not finite is a failure of that method alon
   CHECK_FALSE(results[2].failure);
   CHECK(results[2].scores.size() == 32);
   CHECK(summarize(results[2].scores).kl_mean.value > 0.0);
+  // Windows of equal size store on average what one stores, whether or not the number of windows divides it.
+  CHECK(read_text(t, shape, {}, text(200), {.context = 64, .scored = 1, .windows = 3})[0].stored == dense_bytes(shape, 64_tok));
+  CHECK(dense_bytes(shape, 64_tok).value % 3 != 0);
   const auto asked = run_tasks(t, shape, candidates, byte_tasks({"passkey"}));
   REQUIRE(asked[1].failure);
   CAPTURE(*asked[1].failure);
@@ -317,15 +320,40 @@ TEST_CASE("captured rows score a method as exact where it is, and come back from
   CHECK(around.label == "windowed:full;*:" + Recipe::parse("snapkv:budget=16,observation_window=8").canonical());
   CHECK(around.attention_error[0] == 0);
   // Methods that rotate keys themselves would find them rotated.
-  for (const char* recipe : {"kvquant", "rotatekv", "commvq", "freqkv", "xkv", "fireq", "key_rerotation", "finch", "streaming_llm", "double_sparse", "layers=0:full;*:kvquant"})
+  for (const char* recipe : {"kvquant", "rotatekv", "commvq", "freqkv", "xkv", "fireq", "key_rerotation", "finch", "streaming_llm", "double_sparse", "leverage", "compactor",
+                             "expected_attention", "cap", "layers=0:full;*:kvquant"})
     CHECK_THROWS_AS(score_captured(set, Recipe::parse(recipe), {}, 8), Unsupported);
   CHECK_THROWS_WITH(score_captured(set, Recipe::parse("streaming_llm"), {}, 8),
-                    "streaming_llm rotates keys itself, captured keys are rotated already; set positions=true or give it --weights");
+                    "streaming_llm: it rotates keys by their slots (positions=true takes them as they come), captured rows are rotated already; give it --weights");
   CHECK_NOTHROW(score_captured(set, Recipe::parse("streaming_llm:sinks=1,recent_window=15,positions=true"), {}, 8));
   io::SafeTensors unsaid = file;
   unsaid.metadata.erase("rope");
   io::write_safetensors((folder / "layer0.safetensors").string(), unsaid);
   CHECK_THROWS_WITH(read_captures(folder, Dtype::bf16), cat((folder / "layer0.safetensors").string(), ": metadata rope is missing, must be after: whether keys are rotated cannot be seen"));
+
+  // Files of different runs are not one capture.
+  const std::string second = (folder / "layer2.safetensors").string();
+  const io::SafeTensors whole = io::read_safetensors(second);
+  io::write_safetensors((folder / "layer0.safetensors").string(), file);
+  io::SafeTensors other = whole;
+  other.metadata["model"] = "huge";
+  io::write_safetensors(second, other);
+  CHECK_THROWS_WITH(read_captures(folder, Dtype::bf16), cat(second, ": metadata model is \"huge\", must be \"tiny\" as in the folder's other files"));
+  other = whole;
+  other.metadata["text_hash"] = "00ff";
+  io::write_safetensors(second, other);
+  CHECK_THROWS_WITH(read_captures(folder, Dtype::bf16), cat(second, ": metadata text_hash is \"00ff\", must be \"\" as in the prompt's other layers"));
+  other.metadata["prompt"] = "second";
+  io::write_safetensors(second, other);
+  const CapturedSet apart = read_captures(folder, Dtype::bf16);
+  CHECK(apart.prompts.size() == 2);
+  CHECK(apart.text_hash == "");
+  CHECK(apart.rows_hash.size() == set.rows_hash.size());
+  CHECK(apart.rows_hash != set.rows_hash);  // a prompt more than before
+  CHECK(read_captures(folder, Dtype::f32).rows_hash == apart.rows_hash);
+  CHECK_THROWS_WITH(capture(t, shape, text(60), folder, {.layers = {0}}),
+                    cat(folder.string(), " holds layer2.safetensors, which this run does not write, must be empty or hold no layers of another run"));
+  CHECK_NOTHROW(capture(t, shape, text(60), folder, {.layers = {0, 2}}));  // the same layers again
 
   const auto again = fresh_folder("kvatlas_capture_before");
   capture(t, shape, text(20), again, {.before_rope = true});
