@@ -28,7 +28,13 @@ struct QualityRow {
   std::int64_t seed = 0;
   std::string text_hash{};
   std::int64_t scored = 0, windows = 0, chunk = 0;
+  std::int64_t trials = 0;      // cases of a task; 0: the figure is not of a task
+  std::string trained_hash{};   // of the file of trained parts
 };
+
+/// A perplexity of fewer scored tokens in a window behind a compressed prompt is no evidence of what a method retains.
+inline constexpr std::int64_t kLeastScored = 256;  // design of protocol A
+inline bool enough_scored(std::int64_t n, std::int64_t windows) { return n >= kLeastScored * (windows > 1 ? windows : 1); }
 
 /// Adds rows; a figure that is there already (same model, recipe, weights, metric, context, protocol and setting) is replaced.
 /// throws IoError as Store does

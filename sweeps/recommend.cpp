@@ -13,6 +13,7 @@
 #include "reference/registry.hpp"
 #include "sweeps/caches.hpp"
 #include "sweeps/configuration.hpp"
+#include "sweeps/quality.hpp"
 #include "sweeps/recommend_why.hpp"
 #include "sweeps/rerank.hpp"
 #include "sweeps/settings.hpp"
@@ -183,7 +184,11 @@ QualityEvidence quality_of_store(const std::string& path) {
   std::optional<Database> db;
   open_for_reading(db, path);
   std::map<std::string, std::vector<Row>> rows;  // by recipe
-  Statement s(*db, "SELECT model, recipe, retained, grade, quality_model, source, provenance FROM quality WHERE retained IS NOT NULL ORDER BY id");
+  const char* windows = db->integer("PRAGMA user_version") < 4 ? "1" : "max(1, windows)";  // what older stores do not say
+  Statement s(*db, cat("SELECT model, recipe, retained, grade, quality_model, source, provenance FROM quality WHERE retained IS NOT NULL"
+                   // Older versions kept what runs too small to be evidence retained.
+                   " AND NOT (metric = 'perplexity' AND provenance = 'measured' AND (n < ? * ", windows, " OR ci95_low IS NULL)) ORDER BY id"));
+  s.bind(1, kLeastScored);
   while (s.step())
     rows[std::string(s.text(1))].push_back(
         {std::string(s.text(0)), {.value = s.number(2), .grade = std::string(s.text(3)), .model = std::string(s.text(4)), .source = std::string(s.text(5)), .provenance = std::string(s.text(6))}});

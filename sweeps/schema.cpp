@@ -120,7 +120,26 @@ DROP TABLE quality;
 ALTER TABLE quality4 RENAME TO quality;
 )";
 
-constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3, kVersion4};
+// Version 5: the number of a task's cases and the file of trained parts are settings, too.
+constexpr const char* kVersion5 = R"(
+CREATE TABLE quality5(
+  id INTEGER PRIMARY KEY, model TEXT NOT NULL, recipe TEXT NOT NULL, quality_model TEXT NOT NULL, metric TEXT NOT NULL,
+  value REAL NOT NULL, retained REAL, context INTEGER, protocol TEXT NOT NULL, n INTEGER, ci95_low REAL, ci95_high REAL,
+  grade TEXT NOT NULL CHECK(grade IN ('M', 'C', 'P', 'F', 'X')), source TEXT NOT NULL, provenance TEXT NOT NULL,
+  dtype TEXT NOT NULL DEFAULT '', seed INTEGER NOT NULL DEFAULT 0, text_hash TEXT NOT NULL DEFAULT '',
+  scored INTEGER NOT NULL DEFAULT 0, windows INTEGER NOT NULL DEFAULT 0, chunk INTEGER NOT NULL DEFAULT 0,
+  trials INTEGER NOT NULL DEFAULT 0, trained_hash TEXT NOT NULL DEFAULT '',
+  UNIQUE(model, recipe, quality_model, metric, context, protocol, dtype, seed, text_hash, scored, windows, chunk, trials, trained_hash)) STRICT;
+INSERT INTO quality5(id, model, recipe, quality_model, metric, value, retained, context, protocol, n, ci95_low, ci95_high, grade, source,
+  provenance, dtype, seed, text_hash, scored, windows, chunk)
+SELECT id, model, recipe, quality_model, metric, value, retained, context, protocol, n, ci95_low, ci95_high, grade, source, provenance,
+  dtype, seed, text_hash, scored, windows, chunk
+FROM quality;
+DROP TABLE quality;
+ALTER TABLE quality5 RENAME TO quality;
+)";
+
+constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5};
 static_assert(std::size(kMigrations) == kSchemaVersion);
 
 }  // namespace

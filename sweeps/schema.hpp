@@ -5,7 +5,7 @@
 
 namespace kvatlas::sweep {
 
-inline constexpr int kSchemaVersion = 4;
+inline constexpr int kSchemaVersion = 5;
 inline constexpr int kApplicationId = 0x6b766174;  // "kvat", in the header of every store
 
 /// The version of the code, stored with every run: figures of two versions are not mixed in one store.

@@ -63,7 +63,7 @@ int run_capture(const Arguments& args, const Streams& io) {
   options.outputs = p.has("outputs");
   if (p.has("mass")) options.mass_queries = p.integer("mass");
 
-  const std::string text = read_text_file(p.text("text"));
+  const std::string text = io::read_text(p.text("text"));
   const models::LoadedModel model = load_model_weights(p, io, "capture");
   std::vector<models::TokenId> tokens = model.encode(text);
   if (const auto begin = model.begin()) tokens.insert(tokens.begin(), *begin);
@@ -80,8 +80,7 @@ int run_capture(const Arguments& args, const Streams& io) {
                 {"text", std::filesystem::path(p.text("text")).filename().string()}, {"text_hash", models::text_hash(text)},
                 {"context", tokens.size()}, {"dtype", name_of(shape.dtype)}, {"rope", p.text("rope")}, {"files", files},
                 {"layers", model.transformer.layers()}, {"tokens", tokens}, {"provenance", "measured"}};
-  const std::string written = manifest.dump(1) + "\n";
-  io::write_file((folder / "manifest.json").string(), std::as_bytes(std::span(written)));
+  io::write_text((folder / "manifest.json").string(), manifest.dump(1) + "\n");
   if (p.json()) {
     manifest["out"] = folder.string();
     print(io, manifest);

@@ -10,6 +10,7 @@
 #include "cli/commands/support/options.hpp"
 #include "cli/commands/support/same_model.hpp"
 #include "cli/commands/support/warnings.hpp"
+#include "core/io/file.hpp"
 #include "core/io/safetensors.hpp"
 #include "core/parallel.hpp"
 #include "models/evaluation/tasks.hpp"
@@ -74,6 +75,10 @@ void refuse_idle_options(const Parsed& p) {
       if (p.given(option)) throw UsageError(cat("--", option, " says nothing about captured rows, it goes with --weights"));
   } else if (p.given("probes")) {
     throw UsageError("--probes says nothing about weights, it goes with --capture");
+  } else if (p.given("chunk") && p.text("protocol") == "a") {
+    throw UsageError("--chunk says nothing about protocol a, it goes with --protocol b");
+  } else if (p.given("trials") && !p.has("tasks")) {
+    throw UsageError("--trials says nothing without tasks, it goes with --tasks");
   }
 }
 
@@ -81,7 +86,7 @@ Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const
   if (p.has("threads")) set_threads(static_cast<int>(p.integer("threads")));
   const models::CapturedSet set = models::read_captures(p.text("capture"), run.dtype);
   run.quality_model = set.model;
-  run.text_hash = set.text_hash;
+  run.text_hash = set.text_hash.empty() ? set.rows_hash : set.text_hash;
   run.grade = "C";
   run.scored = p.integer("probes");
   run.windows = static_cast<std::int64_t>(set.prompts.size());
@@ -108,7 +113,7 @@ Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const
 Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Recipe>& recipes, OpenInputs inputs, TensorMap& trained, const models::Model* record,
                       EvaluationRun& run) {
   const std::vector<std::string> tasks = parse_tasks(p);
-  const std::string text = read_text_file(p.text("text"));
+  const std::string text = io::read_text(p.text("text"));
   run.text_hash = models::text_hash(text);
   const models::LoadedModel model = load_model_weights(p, io, "evaluate");
   run.quality_model = model.name;
@@ -117,13 +122,14 @@ Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Reci
   run.context = p.integer("context");
   run.scored = p.integer("scored");
   run.windows = p.integer("windows");
+  run.trials = tasks.empty() ? 0 : p.integer("trials");
   run.chunk = run.protocol == "b" ? p.integer("chunk") : 0;
   if (record != nullptr)
     if (const auto why = why_not_same(*record, model.transformer.model())) throw IoError(cat(p.text("weights"), ": ", *why));
   run.trained_context = model.transformer.model().trained_context;
-  if (run.trained_context && run.context > run.trained_context->value) {
+  if (const auto beyond = beyond_training(run)) {
     Warnings warnings;
-    warnings.add(cat("context ", run.context, " is beyond the ", run.trained_context->value, " tokens that the model was trained on"));
+    warnings.add(*beyond);
     warnings.print(io, "evaluate");
   }
   CacheShape shape = model.transformer.model().cache;
@@ -178,9 +184,9 @@ Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Reci
     if (read[i].failure) {
       row["failure"] = *read[i].failure;
     } else {
-      fill_text(row, read[i], models::summarize(read[i].scores, bootstrap), i == 0);
+      fill_text(row, run, read[i], models::summarize(read[i].scores, bootstrap), i == 0);
       if (i < asked.size() && !asked[i].failure) fill_tasks(row, asked[i]);
-      if (i < asked.size() && asked[i].failure) row["note"] = cat(row.at("note").is_string() ? cat(row.at("note").get<std::string>(), "; ") : std::string(), "tasks: ", *asked[i].failure);
+      if (i < asked.size() && asked[i].failure) add_note(row, cat("tasks: ", *asked[i].failure));
     }
     rows.push_back(std::move(row));
   }
@@ -214,6 +220,7 @@ int run_evaluate(const Arguments& args, const Streams& io) {
   EvaluationRun run;
   run.seed = p.integer("seed");
   run.dtype = dtype_option(p);
+  if (p.has("trained")) run.trained_hash = models::text_hash(io::read_text(p.text("trained")));
   const OpenInputs inputs{.trained = trained.empty() ? nullptr : &trained, .seed = static_cast<std::uint64_t>(run.seed)};
   const std::optional<models::Model> record = p.has("model") ? std::optional(models::load_model(p.text("model"))) : std::nullopt;
   const models::Model* of = record ? &*record : nullptr;

@@ -5,7 +5,6 @@
 #include <ostream>
 
 #include "cli/commands/support/warnings.hpp"
-#include "core/io/file.hpp"
 #include "core/parallel.hpp"
 
 namespace kvatlas::cli {
@@ -15,11 +14,6 @@ std::vector<Option> weight_options() {
           Option::text("text", "FILE", "text to read"),
           Option::choice("dtype", {"bf16", "fp16", "f32"}, "dtype of the uncompressed cache", "bf16"),
           Option::integer("threads", 1, 256, "threads (default: all of the machine); no figure depends on it")};
-}
-
-std::string read_text_file(const std::string& path) {
-  const std::vector<std::byte> bytes = io::read_file(path);
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
 Dtype dtype_option(const Parsed& p) {

@@ -14,9 +14,6 @@ namespace kvatlas::cli {
 /// --weights, --text, --dtype, --threads.
 std::vector<Option> weight_options();
 
-/// The file as it is. throws IoError
-std::string read_text_file(const std::string& path);
-
 /// The value of --dtype.
 Dtype dtype_option(const Parsed& p);
 

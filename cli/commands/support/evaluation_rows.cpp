@@ -135,12 +135,18 @@ Json empty_row(const EvaluationRun& run, const Recipe& recipe) {
   row["grade"] = run.grade;
   row["provenance"] = "measured";
   row["failure"] = nullptr;
-  if (run.trained_context && run.context > run.trained_context->value)
-    add_note(row, cat("context ", run.context, " is beyond the ", run.trained_context->value, " tokens that the model was trained on"));
+  if (const auto beyond = beyond_training(run)) add_note(row, *beyond);
   return row;
 }
 
-void fill_text(Json& row, const models::TextResult& r, const models::TextSummary& s, bool baseline) {
+std::optional<std::string> beyond_training(const EvaluationRun& run) {
+  const std::int64_t behind = run.protocol.empty() ? 0 : run.scored;  // the tokens of a captured prompt hold its probes
+  if (!run.trained_context || run.context + behind <= run.trained_context->value) return std::nullopt;
+  return cat("context ", run.context, behind > 0 ? cat(" with ", behind, " scored tokens") : std::string(), " is beyond the ", run.trained_context->value,
+             " tokens that the model was trained on");
+}
+
+void fill_text(Json& row, const EvaluationRun& run, const models::TextResult& r, const models::TextSummary& s, bool baseline) {
   row["n"] = s.n;
   row["perplexity"] = s.perplexity.value;
   row["perplexity_full"] = s.perplexity_full.value;
@@ -154,10 +160,11 @@ void fill_text(Json& row, const models::TextResult& r, const models::TextSummary
   row["min_detectable"] = {{"delta_perplexity", detectable(s.delta_perplexity)}, {"kl_mean", detectable(s.kl_mean)},
                            {"top1_agreement", detectable(s.top1_agreement)}};
   row["verdict"] = baseline ? Json("baseline") : Json(models::name_of(models::verdict_of(s)));
-  if (s.blocks < models::kLeastBlocks) {
-    const std::string why = cat("no interval: ", s.blocks, " of at least ", models::kLeastBlocks, " blocks of tokens; score more");
-    row["note"] = row.at("note").is_string() ? cat(row.at("note").get<std::string>(), "; ", why) : why;
-  }
+  if (s.blocks < models::kLeastBlocks) add_note(row, cat("no interval: ", s.blocks, " of at least ", models::kLeastBlocks, " blocks of tokens; score more"));
+  if (!sweep::enough_scored(s.n, run.windows))
+    add_note(row, cat("no evidence of what is retained: ", s.n / run.windows, " scored tokens in a window, must be at least ", sweep::kLeastScored));
+  else if (!s.perplexity.ci95)
+    add_note(row, "no evidence of what is retained without an interval");
   row["attention_rel_error"] = mean_of(r.attention_error);
   row["attention_rel_error_by_layer"] = r.attention_error;
   row["layers"] = Json::array();
@@ -204,8 +211,7 @@ void add_note(Json& row, const std::string& sentence) {
 }
 
 void fill_transfer(Json& rows, const std::string& other_file, const models::Bootstrap& bootstrap) {
-  const std::vector<std::byte> bytes = io::read_file(other_file);
-  const Json other = Json::parse(reinterpret_cast<const char*>(bytes.data()), reinterpret_cast<const char*>(bytes.data()) + bytes.size(), nullptr, false);
+  const Json other = Json::parse(io::read_text(other_file), nullptr, false);
   if (!other.is_array() || other.empty() || !other[0].is_object() || !other[0].contains("method"))
     throw IoError(cat(other_file, " holds no rows, must be what kvatlas evaluate --json prints"));
   for (const char* key : {"context", "protocol"})
@@ -240,7 +246,10 @@ void fill_transfer(Json& rows, const std::string& other_file, const models::Boot
     const Estimate tau = models::kendall_tau(here, there, bootstrap, groups);
     transfer["kendall_tau"] = tau.value;
     transfer["ci95"] = pair(tau);
-    if (tau.ci95) transfer["verdict"] = (*tau.ci95)[0] > kTransfers ? "transfers" : (*tau.ci95)[1] < kTransfers ? "does not transfer" : "undecided";
+    if (tau.value < kTransfers)
+      transfer["verdict"] = "does not transfer";
+    else if (tau.ci95)
+      transfer["verdict"] = (*tau.ci95)[0] > kTransfers ? "transfers" : "undecided";
   }
   for (Json& r : rows) r["transfer"] = transfer;
 }
@@ -253,7 +262,7 @@ std::vector<sweep::QualityRow> quality_rows(const Json& rows, const EvaluationRu
     sweep::QualityRow q{.model = model, .recipe = r.at("method").get<std::string>(), .quality_model = r.at("quality_model").get<std::string>(), .metric = "",
                         .retained = {}, .context = r.at("context").get<std::int64_t>(), .protocol = run.protocol.empty() ? "captured" : run.protocol,
                         .n = r.at("n").get<std::int64_t>(), .ci95_low = {}, .ci95_high = {}, .grade = r.at("grade").get<std::string>(), .source = source, .dtype = name_of(run.dtype), .seed = run.seed, .text_hash = run.text_hash,
-                        .scored = run.scored, .windows = run.windows, .chunk = run.chunk};
+                        .scored = run.scored, .windows = run.windows, .chunk = run.chunk, .trained_hash = run.trained_hash};
     const auto add = [&](const std::string& metric, const Json& value, const Json& interval, std::optional<double> retained) {
       if (!value.is_number()) return;
       q.metric = metric;
@@ -265,7 +274,8 @@ std::vector<sweep::QualityRow> quality_rows(const Json& rows, const EvaluationRu
     };
     const Json& ci = r.at("ci95");
     if (r.at("perplexity").is_number()) {
-      add("perplexity", r.at("perplexity"), ci.at("perplexity"), r.at("perplexity_full").get<double>() / r.at("perplexity").get<double>());
+      const bool evidence = sweep::enough_scored(q.n, run.windows) && ci.at("perplexity").is_array();
+      add("perplexity", r.at("perplexity"), ci.at("perplexity"), evidence ? std::optional(r.at("perplexity_full").get<double>() / r.at("perplexity").get<double>()) : std::nullopt);
       add("kl_mean", r.at("kl_mean"), ci.at("kl_mean"), std::nullopt);
       add("top1_agreement", r.at("top1_agreement"), ci.at("top1_agreement"), std::nullopt);
     }
@@ -274,6 +284,7 @@ std::vector<sweep::QualityRow> quality_rows(const Json& rows, const EvaluationRu
     for (const auto& [name, task] : r.at("tasks").items())
       for (const char* way : models::kAsked) {
         q.n = task.at("n").get<std::int64_t>();
+        q.trials = run.trials;
         if (!task.at(way).is_number()) continue;
         const Json& plain = full.at("tasks").at(name);  // a task that the model itself hardly solves says nothing
         const bool solved = plain.at("ci95").at(way).at(0).get<double>() >= kLeastPlain;
@@ -314,9 +325,9 @@ void print_rows(const Streams& io, const Json& rows, const EvaluationRun& run) {
   if (const Json& t = rows.at(0).at("transfer"); t.is_object())
     io.out << "\n  ranking against " << t.at("quality_model").get<std::string>() << ", " << t.at("methods") << " methods: Kendall's tau "
            << spell_json(t.at("kendall_tau"), "{:.2f}")
-           << (t.at("stratified").is_string() ? cat(" at equal ", t.at("stratified").get<std::string>()) : std::string(" (not stratified by size)")) << ", " << t.at("verdict").get<std::string>();
+           << (t.at("ci95").is_array() ? cat(" (", spell_json(t.at("ci95")[0], "{:.2f}"), " to ", spell_json(t.at("ci95")[1], "{:.2f}"), ")") : std::string(" (no interval)"))
+           << (t.at("stratified").is_string() ? cat(" at equal ", t.at("stratified").get<std::string>()) : std::string(", not stratified by size")) << ", " << t.at("verdict").get<std::string>();
   io.out << "\n";
 }
-
 
 }  // namespace kvatlas::cli

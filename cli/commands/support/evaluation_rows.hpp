@@ -22,11 +22,16 @@ struct EvaluationRun {
   Dtype dtype = Dtype::bf16;
   std::optional<Tokens> trained_context{};
   std::int64_t scored = 0, windows = 0, chunk = 0;  // of captures: scored tokens of a prompt, prompts, 0
+  std::int64_t trials = 0;      // of each task; 0: no tasks
+  std::string trained_hash{};   // of the file of trained parts; no file: empty
 };
+
+/// The sentence of a run whose last scored token lies beyond the context that the model was trained on.
+std::optional<std::string> beyond_training(const EvaluationRun& run);
 
 /// A row with every key of the contract; what was not measured is null. `recipe` is the one that ran.
 Json empty_row(const EvaluationRun& run, const Recipe& recipe);
-void fill_text(Json& row, const models::TextResult& result, const models::TextSummary& summary, bool baseline);
+void fill_text(Json& row, const EvaluationRun& run, const models::TextResult& result, const models::TextSummary& summary, bool baseline);
 void fill_tasks(Json& row, const models::TaskResults& result);
 void fill_captured(Json& row, const models::CapturedScore& score);
 
@@ -38,7 +43,7 @@ void fill_transfer(Json& rows, const std::string& other_file, const models::Boot
 /// Adds a sentence to a row's note.
 void add_note(Json& row, const std::string& sentence);
 
-/// Figures of the rows as a store keeps them.
+/// Figures of the rows as a store keeps them. What a perplexity retains is none where the run is too small to be evidence.
 std::vector<sweep::QualityRow> quality_rows(const Json& rows, const EvaluationRun& run, const std::string& model, const std::string& source);
 
 void print_rows(const Streams& io, const Json& rows, const EvaluationRun& run);

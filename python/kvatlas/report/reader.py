@@ -11,7 +11,7 @@ from .errors import StoreError
 from .pick import KINDS, kind_of
 
 APPLICATION_ID = 0x6B766174  # in the header of every store
-NEWEST_SCHEMA = 4
+NEWEST_SCHEMA = 5
 
 POINT_FIGURES = ("step_s", "low_s", "high_s", "attention_s", "matrix_s", "method_s", "other_s", "tokens_per_s", "speedup",
                  "throughput_gain", "size_factor", "cache_bytes", "peak_bytes", "cache_read_bytes", "energy_j")

@@ -207,6 +207,17 @@ TEST_CASE("an evaluation's figures speak for their model, for its family as F, f
   REQUIRE(look(family, Recipe::parse("kivi"), "X") == std::nullopt);
   REQUIRE(look(other, Recipe::parse("kivi"), "MPCFX")->grade == "X");
   REQUIRE(look(other, Recipe::parse("kivi"), "X")->model == "Qwen3 8B");
+
+  // Rows of older versions may say what too small a run retains.
+  QualityRow small = row;
+  small.recipe = "h2o";
+  small.n = 255;
+  QualityRow unsure = row;
+  unsure.recipe = "snapkv";
+  unsure.ci95_low = unsure.ci95_high = std::nullopt;
+  store_quality(path, std::vector{small, unsure});
+  REQUIRE_FALSE(quality_of_store(path.string())(own, Recipe::parse("h2o"), "M"));
+  REQUIRE_FALSE(quality_of_store(path.string())(own, Recipe::parse("snapkv"), "M"));
 }
 
 TEST_CASE("settings name parameters and recipes that exist, and each recipe once", "[unit]") {

@@ -183,11 +183,21 @@ TEST_CASE("figures of quality under two settings stand beside each other, also i
   };
   store_quality(path, std::vector{row(4, "one"), row(5, "two")});
   store_quality(path, std::vector{row(6, "two")});
+  QualityRow trained = row(7, "two");
+  trained.trained_hash = "a file";
+  QualityRow task = row(0.5, "two");
+  task.metric = "passkey:after";
+  task.trials = 20;
+  QualityRow more = task;
+  more.trials = 200;
+  store_quality(path, std::vector{trained, task, more, more});
   Database db(path, Database::Mode::read);
   CHECK(db.integer("PRAGMA user_version") == kSchemaVersion);
-  CHECK(db.integer("SELECT count(*) FROM quality") == 3);
+  CHECK(db.integer("SELECT count(*) FROM quality") == 6);
+  CHECK(db.integer("SELECT count(*) FROM quality WHERE trained_hash = 'a file' AND value = 7.0") == 1);
+  CHECK(db.integer("SELECT sum(trials) FROM quality") == 220);
   CHECK(db.integer("SELECT count(*) FROM quality WHERE id = 7 AND value = 3.5 AND retained = 0.9 AND text_hash = '' AND dtype = '' AND ci95_low = 3.4") == 1);
-  CHECK(db.integer("SELECT count(*) FROM quality WHERE text_hash = 'two' AND value = 6.0 AND windows = 1") == 1);
+  CHECK(db.integer("SELECT count(*) FROM quality WHERE text_hash = 'two' AND value = 6.0 AND windows = 1 AND trials = 0 AND trained_hash = ''") == 1);
 }
 
 TEST_CASE("twin rows that came from outside are made one when the index is built", "[unit]") {

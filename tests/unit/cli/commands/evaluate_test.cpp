@@ -100,7 +100,7 @@ TEST_CASE("evaluate prints a row of the contract for full and every method", "[u
   // 32 tokens are one block: a figure, but nothing to say how sure it is.
   CHECK(rows[1]["verdict"] == "unknown");
   CHECK(rows[1]["ci95"]["kl_mean"].is_null());
-  CHECK(rows[1]["note"] == "no interval: 1 of at least 20 blocks of tokens; score more");
+  CHECK(rows[1]["note"] == "no interval: 1 of at least 20 blocks of tokens; score more; no evidence of what is retained: 32 scored tokens in a window, must be at least 256");
   CHECK(rows[2]["stored_bytes"].get<int>() < rows[0]["stored_bytes"].get<int>() / 2);
   // A method without its trained part says so and does not stop the others.
   CHECK(rows[3]["method"] == "qfilter");
@@ -134,13 +134,22 @@ TEST_CASE("figures join a store, and a ranking is held against another run", "[u
   CAPTURE(first.err);
   REQUIRE(first.code == 0);
   const json rows = first.json();
+  const models::Model own = models::load_model(model.folder.file("config.json"));
+  for (std::size_t i = 1; i < rows.size(); ++i)  // 32 scored tokens say nothing that a deployment could be chosen by
+    CHECK_FALSE(sweep::quality_of_store(db)(own, Recipe::parse(rows[i]["method"].get<std::string>()), "M"));
+  cli::Arguments enough{"evaluate", "--weights", model.weights, "--text", model.text, "--context", "128", "--scored", "640", "--json"};
+  enough.insert(enough.end(), args.begin(), args.end());
+  const auto longer = kvatlas_run(enough);
+  CAPTURE(longer.err);
+  REQUIRE(longer.code == 0);
   const sweep::QualityEvidence evidence = sweep::quality_of_store(db);
   for (std::size_t i = 1; i < rows.size(); ++i) {
-    const auto found = evidence(models::load_model(model.folder.file("config.json")), Recipe::parse(rows[i]["method"].get<std::string>()), "M");
+    const json row = longer.json()[i];
+    const auto found = evidence(own, Recipe::parse(row["method"].get<std::string>()), "M");
     REQUIRE(found);
     CHECK(found->grade == "M");
-    CHECK(found->model == rows[i]["quality_model"]);
-    CHECK(found->value == std::min(1.0, rows[i]["perplexity_full"].get<double>() / rows[i]["perplexity"].get<double>()));
+    CHECK(found->model == row["quality_model"]);
+    CHECK(found->value == std::min(1.0, row["perplexity_full"].get<double>() / row["perplexity"].get<double>()));
   }
 
   // Another model's ranks: of the three pairs one is turned round, so tau is (2 - 1) / 3.
@@ -165,7 +174,7 @@ TEST_CASE("figures join a store, and a ranking is held against another run", "[u
   CHECK(transfer["kendall_tau"].get<double>() == Approx(1.0 / 3.0));
   CHECK(transfer["ci95"].is_null());
   CHECK(transfer["stratified"].is_null());
-  CHECK(transfer["verdict"] == "unknown: fewer than 6 methods in common");
+  CHECK(transfer["verdict"] == "does not transfer");
   // What was measured otherwise is no ranking to compare with.
   const auto unlike = against("other.json", {"--protocol", "b", "--chunk", "64"});
   CHECK(unlike.code != 0);
@@ -198,10 +207,10 @@ TEST_CASE("a context beyond the trained one is said aloud and in the rows, and p
   model.write("config.json", model.config.replace(model.config.find("2048"), 4, "64"));
   const auto run = model.evaluate({"--method", "layers=0:full;*:kivi:bits=4,group_size=16,residual_window=16"});
   REQUIRE(run.code == 0);
-  CHECK(run.err.find("context 128 is beyond the 64 tokens that the model was trained on") != std::string::npos);
+  CHECK(run.err.find("context 128 with 32 scored tokens is beyond the 64 tokens that the model was trained on") != std::string::npos);
   const json rows = run.json();
   CHECK(rows[1]["trained_context"] == 64);
-  CHECK(rows[1]["note"] == "context 128 is beyond the 64 tokens that the model was trained on; no interval: 1 of at least 20 blocks of tokens; score more");
+  CHECK(rows[1]["note"].get<std::string>().starts_with("context 128 with 32 scored tokens is beyond the 64 tokens that the model was trained on; no interval: 1 of"));
   REQUIRE(rows[1]["params"]["rules"].size() == 2);
   CHECK(rows[1]["params"]["rules"][0]["layers"] == "0");
   CHECK(rows[1]["params"]["rules"][0]["method"] == "full");
@@ -250,6 +259,8 @@ TEST_CASE("wrong commands and files of capture and evaluate get one sentence", "
     CHECK(run.code == code);
     CHECK(run.err == sentence + "\n");
   };
+  says(model.evaluate({"--method", "full", "--chunk", "64"}), 2, "kvatlas evaluate: --chunk says nothing about protocol a, it goes with --protocol b");
+  says(model.evaluate({"--method", "full", "--trials", "3"}), 2, "kvatlas evaluate: --trials says nothing without tasks, it goes with --tasks");
   says(kvatlas_run({"evaluate", "--method", "full"}), 2, "kvatlas evaluate: give either --weights and --text, or --capture");
   says(kvatlas_run({"evaluate", "--weights", model.weights, "--text", model.text}), 2, "kvatlas evaluate: --method is missing");
   says(model.evaluate({"--method", "kivi", "--tasks", "passky"}), 2, "kvatlas evaluate: --tasks: \"passky\": unknown task; did you mean \"passkey\"?");

@@ -31,7 +31,7 @@ Json transfer(Json here, const Json& there) {
 
 }  // namespace
 
-TEST_CASE("a ranking transfers only where its whole interval lies above 0.6", "[unit]") {
+TEST_CASE("a ranking transfers only where its whole interval lies above 0.6, and not at all where tau itself is below", "[unit]") {
   const std::vector<double> up{1, 2, 3, 4, 5, 6, 7, 8}, down{8, 7, 6, 5, 4, 3, 2, 1}, mixed{2, 1, 4, 3, 6, 5, 8, 7};
   CHECK(transfer(rows_of(up), rows_of(up))["verdict"] == "transfers");
   CHECK(transfer(rows_of(up), rows_of(down))["verdict"] == "does not transfer");
@@ -39,6 +39,10 @@ TEST_CASE("a ranking transfers only where its whole interval lies above 0.6", "[
   CHECK(half["kendall_tau"].get<double>() == Approx(20.0 / 28.0));
   CHECK(half["verdict"] == "undecided");
   CHECK(half["stratified"].is_null());
+  const Json less = transfer(rows_of(up), rows_of({3, 2, 1, 6, 5, 4, 8, 7}));  // 21 of 28 pairs agree: 14 / 28, whatever the interval allows
+  CHECK(less["kendall_tau"].get<double>() == Approx(0.5));
+  CHECK(less["ci95"][1].get<double>() > 0.6);
+  CHECK(less["verdict"] == "does not transfer");
   CHECK(transfer(rows_of({1, 2, 3, 4, 5}), rows_of({1, 2, 3, 4, 5}))["verdict"] == "unknown: fewer than 6 methods in common");
 }
 
@@ -47,6 +51,37 @@ TEST_CASE("methods of unlike size are not compared where enough share theirs", "
   const Json t = transfer(rows_of({11, 12, 13, 1, 2, 3}, {2, 2, 2, 4, 4, 4}), rows_of({13, 12, 11, 3, 2, 1}, {2, 2, 2, 4, 4, 4}));
   CHECK(t["stratified"] == "bits");
   CHECK(t["kendall_tau"] == -1.0);
+}
+
+TEST_CASE("scored tokens behind the prompt count where a run leaves the trained context", "[unit]") {
+  EvaluationRun run{.quality_model = "q", .text_hash = "", .protocol = "a", .grade = "M", .context = 1024, .trained_context = 1500_tok, .scored = 476, .windows = 1};
+  CHECK_FALSE(beyond_training(run));
+  run.scored = 477;
+  CHECK(beyond_training(run) == "context 1024 with 477 scored tokens is beyond the 1500 tokens that the model was trained on");
+  run.protocol = "";  // captured: the prompt's tokens hold its probes
+  CHECK_FALSE(beyond_training(run));
+  run.context = 1501;
+  CHECK(beyond_training(run) == "context 1501 is beyond the 1500 tokens that the model was trained on");
+}
+
+TEST_CASE("a perplexity retains something only where 256 tokens a window were scored and it has an interval", "[unit]") {
+  Json row{{"method", "kivi"}, {"failure", nullptr}, {"quality_model", "q"}, {"context", 1024}, {"n", 640}, {"grade", "M"}, {"perplexity", 5.0},
+           {"perplexity_full", 4.0}, {"kl_mean", 0.1}, {"top1_agreement", 0.9}, {"attention_rel_error", nullptr}, {"tasks", nullptr}};
+  row["ci95"] = {{"perplexity", {4.8, 5.2}}, {"kl_mean", nullptr}, {"top1_agreement", nullptr}};
+  const auto retained = [&](std::int64_t n, std::int64_t windows, bool interval) {
+    Json r = row;
+    r["n"] = n;
+    if (!interval) r["ci95"]["perplexity"] = nullptr;
+    EvaluationRun run;
+    run.protocol = "a";
+    run.windows = windows;
+    return quality_rows(Json::array({r}), run, "m", "s").at(0).retained;
+  };
+  CHECK(retained(640, 1, true) == 0.8);
+  CHECK(retained(640, 2, true) == 0.8);
+  CHECK_FALSE(retained(640, 3, true));
+  CHECK_FALSE(retained(255, 1, true));
+  CHECK_FALSE(retained(640, 1, false));
 }
 
 TEST_CASE("nothing is retained of a task that the model itself hardly solves", "[unit]") {
