@@ -15,10 +15,15 @@ namespace kvatlas::cli {
 namespace {
 
 const Usage& verify_usage() {
+  static const std::string kernels = [] {
+    std::string names;
+    for (const std::string& name : gpu::verified_kernels()) names += cat(names.empty() ? "only this kernel: " : ", ", name);
+    return names;
+  }();
   static const Usage u{.command = "verify", .positional = "", .example = "kvatlas verify --kernel decode_attention --format int2",
-                       .options = {Option::text("kernel", "K", "only this kernel: quantize_pack, decode_attention, span_merge, hadamard, rope_apply, page_score, row_gather, top_k"),
+                       .options = {Option::text("kernel", "K", kernels.c_str()),
                                    Option::text("format", "F", "only cases whose format's name contains this"),
-                                   Option::choice("device", {"simt", "cuda"}, "simt: the executor on this CPU; cuda: a GPU of this machine", "simt"),
+                                   Option::choice("device", {"simt", "cuda"}, "simt: the executor on this CPU; cuda: a GPU, which this build does not run on", "simt"),
                                    Option::flag("long", "every case under every schedule")},
                        .note = "The same source runs here and on GPUs. bits: equal to the reference under every schedule; bytes: 32 for each\n"
                                "sector of each request, equal to what the kernel's entry predicts."};
@@ -37,7 +42,7 @@ Json limits_of(const gpu::Verdict& v) {
 int run_verify(const Arguments& args, const Streams& io) {
   const auto parsed = parse(verify_usage(), args, io);
   if (!parsed) return kDone;
-  if (parsed->text("device") == "cuda") throw DeviceError("no GPU was found: kernels can be checked here with --device simt");
+  if (parsed->text("device") == "cuda") throw DeviceError("this build runs kernels on the CPU executor only (--device simt)");
   gpu::VerifyOptions options{.long_run = parsed->has("long")};
   if (parsed->has("kernel")) options.kernel = parsed->text("kernel");
   if (parsed->has("format")) options.format = parsed->text("format");
@@ -56,7 +61,8 @@ int run_verify(const Arguments& args, const Streams& io) {
                     {"races", v.races}, {"relation", "equal"}, {"counted_bytes", 32 * sectors(v.counted)}, {"planned_bytes", 32 * sectors(v.planned)},
                     {"sum_sectors", sectors(v.counted)}, {"distinct_sectors", distinct}, {"floor_bytes", v.floor_bytes}, {"partials_bytes", v.partials_bytes},
                     {"bank_conflicts", v.bank_conflicts}, {"registers", nullptr}, {"spills", nullptr}, {"gpu_limits", limits_of(v)},
-                    {"output_hash", fmt::format("{:016x}", v.output_hash)}});
+                    {"output_hash", fmt::format("{:016x}", v.output_hash)},
+                    {"provenance", "counted"}, {"planned_provenance", "computed"}, {"floor_provenance", "computed"}});
     table.add({v.kernel, v.format, v.bit_exact ? "equal" : "DIFFER", cat(v.races), cat(32 * sectors(v.counted)), cat(32 * sectors(v.planned)), cat(v.floor_bytes), v.shape});
   }
   if (parsed->json()) {
@@ -71,10 +77,10 @@ int run_verify(const Arguments& args, const Streams& io) {
 
 int run_bench(const Arguments& args, const Streams& io) {
   static const Usage bench{.command = "bench", .positional = "", .example = "kvatlas bench --json", .options = {},
-                           .note = "Times kernels against a device copy on a GPU of this machine."};
+                           .note = "Times kernels against a device copy on a GPU. This build runs kernels on the CPU executor only and refuses."};
   const auto parsed = parse(bench, args, io);
   if (!parsed) return kDone;
-  throw DeviceError("no GPU was found: kernels are timed on one");
+  throw DeviceError("this build runs kernels on the CPU executor only, which measures no time");
 }
 
 }  // namespace kvatlas::cli

@@ -4,13 +4,15 @@
 #include <span>
 #include <vector>
 
+#include "core/errors.hpp"
 #include "core/kernels/exact_traffic.hpp"
 #include "core/kernels/kernel_format.hpp"
 #include "core/span_rule.hpp"
 
 namespace kvatlas::kernels {
 
-/// One sequence of a batch: its tokens, and how many of them are coded on each side; the newer ones are plain 16-bit rows.
+/// One sequence of a batch: its tokens, and how many of them are coded on each side; the newer ones are plain 16-bit rows. A sequence
+/// has at least one token, since the step's own is among them: of none the kernels would leave the output unwritten.
 struct DecodeSequence {
   std::int32_t context = 0, k_coded = 0, v_coded = 0, unused = 0;
 };
@@ -49,7 +51,22 @@ struct DecodeLaunch {
     return bytes;
   }
 
+  /// What the merge cannot avoid: partial results read, the outputs of sequences of several spans written.
+  std::int64_t merge_floor_bytes() const {
+    std::int64_t bytes = partial_bytes();
+    for (const DecodeSequence& s : sequences)
+      if (span_count(s.context) > 1) bytes += std::int64_t{kv_heads} * q_per_kv * dim * 2;
+    return bytes;
+  }
+
+  /// throws InvalidArgument for a sequence without tokens
+  void check() const {
+    for (const DecodeSequence& s : sequences)
+      if (s.context < 1) throw InvalidArgument(cat("context is ", s.context, ", must be at least 1 token"));
+  }
+
   ExactTraffic traffic() const {
+    check();
     enum Buffer { control, table, query, output, partial, state, k_codes, k_scales, k_zeros, k_plain, v_codes, v_scales, v_zeros, v_plain, k_factors, v_factors };
     const std::int64_t warps = dim / 32;
     SegmentSum reads, writes;
@@ -108,6 +125,7 @@ struct DecodeLaunch {
 
   /// The merge: a block a row; rows of one span have their output already.
   ExactTraffic merge_traffic() const {
+    check();
     enum Buffer { control, partial, state, output };
     const std::int64_t warps = dim / 32;
     SegmentSum reads, writes;

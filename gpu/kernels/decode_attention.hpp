@@ -227,7 +227,7 @@ KV_KERNEL inline void load_factors(C& c, const DecodeSide<C>& side, std::int64_t
 
 }  // namespace decode
 
-/// grid (max_spans, kv_heads, sequences), S.threads() threads, S.shared_bytes() bytes of shared memory.
+/// grid (max_spans, kv_heads, sequences), S.threads() threads, S.shared_bytes() bytes of shared memory. Every context is at least 1.
 template <DecodeShape S, class C>
 KV_KERNEL void decode_attention(C& c, const DecodeArgs<C>& a) {
   constexpr int G = S.q_per_kv, kGroups = S.threads() / 8, kTokens = kTileTokens / kGroups, kWarps = S.threads() / 32;

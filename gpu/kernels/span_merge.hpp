@@ -6,7 +6,8 @@
 
 namespace kvatlas::gpu {
 
-/// grid (kv_heads * q_per_kv, sequences), `dim` threads, no shared memory. Sequences of one span have their output already.
+/// grid (kv_heads * q_per_kv, sequences), `dim` threads, no shared memory. Every context is at least 1; sequences of one span have
+/// their output already.
 template <int Dim, Dtype D, class C>
 KV_KERNEL void span_merge(C& c, const DecodeArgs<C>& a, int q_per_kv) {
   const std::int64_t sequence = c.block_y(), row = sequence * a.kv_heads * q_per_kv + c.block_x();

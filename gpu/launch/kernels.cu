@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+#include <initializer_list>
 #include <iterator>
 #include <string>
 #include <utility>
@@ -75,6 +77,17 @@ void require(bool holds, const char* sentence) {
   if (!holds) throw InvalidArgument(sentence);
 }
 
+/// Addresses that the kernels read or write by so many bytes at once; buffers that a format lacks are null.
+void require_aligned(std::size_t bytes, std::initializer_list<const void*> pointers, const char* sentence) {
+  for (const void* p : pointers) require(reinterpret_cast<std::uintptr_t>(p) % bytes == 0, sentence);
+}
+
+/// Blocks along x, of which CUDA starts at most 2^31 - 1.
+unsigned blocks_of(std::int64_t count) {
+  require(count > 0 && count <= 2147483647, "blocks of a grid must lie between 1 and 2147483647");
+  return static_cast<unsigned>(count);
+}
+
 template <class Kernel, class Args>
 void start(Kernel kernel, dim3 grid, int threads, std::int64_t shared_bytes, const Args& args, void* stream) {
   if (shared_bytes > (48 << 10)) KV_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
@@ -88,7 +101,7 @@ void quantize(const QuantizeArgs<DeviceCtx>& a, std::int64_t heads, void* stream
   require(a.count > 0 && a.count % S.format.block_rows() == 0, "count must be positive and hold whole groups of tokens");
   require(heads > 0 && heads <= 65535, "heads must lie between 1 and 65535");
   require((a.code_stride | a.scale_stride | a.zero_stride) % 16 == 0 && a.row_stride % 8 == 0, "strides must be multiples of 16 bytes");
-  start(quantize_pack_kernel<I>, dim3(static_cast<unsigned>(ceil_div(a.count, S.tile())), static_cast<unsigned>(heads)), S.threads(), S.shared_bytes(), a, stream);
+  start(quantize_pack_kernel<I>, dim3(blocks_of(ceil_div(a.count, S.tile())), static_cast<unsigned>(heads)), S.threads(), S.shared_bytes(), a, stream);
 }
 
 template <int I>
@@ -96,16 +109,23 @@ void decode(const DecodeArgs<DeviceCtx>& a, std::int64_t sequences, void* stream
   constexpr DecodeShape S = kDecodeShapes[I];
   require(sequences > 0 && sequences <= 65535 && a.kv_heads > 0 && a.kv_heads <= 65535, "sequences and kv_heads must lie between 1 and 65535");
   require(a.page > 0 && a.page % 16 == 0 && a.page % S.k.block_rows() == 0 && a.page % S.v.block_rows() == 0, "page must be a multiple of 16 tokens and of groups along tokens");
-  require(a.max_spans > 0, "max_spans must be positive");
-  const dim3 grid(static_cast<unsigned>(a.max_spans), static_cast<unsigned>(a.kv_heads), static_cast<unsigned>(sequences));
+  require(a.pages_per_sequence > 0, "pages_per_sequence must be positive");
+  for (const SideStrides& s : {a.k.strides, a.v.strides})
+    require(s.codes >= 0 && s.scales >= 0 && s.zeros >= 0 && s.plain >= 0 && (s.codes | s.scales | s.zeros | s.plain) % 16 == 0, "strides must be multiples of 16 bytes");
+  require_aligned(16, {a.sequences, a.q, a.k.codes, a.k.scales, a.k.zeros, a.k.plain, a.v.codes, a.v.scales, a.v.zeros, a.v.plain},
+                  "sequences, q, codes, scales, zeros and plain rows must be aligned to 16 bytes");
+  require_aligned(8, {a.state}, "state must be aligned to 8 bytes");
+  require_aligned(4, {a.pages, a.partial, a.k.factors, a.v.factors}, "pages, partial and factors must be aligned to 4 bytes");
+  require_aligned(2, {a.out}, "out must be aligned to 2 bytes");
+  const dim3 grid(blocks_of(a.max_spans), static_cast<unsigned>(a.kv_heads), static_cast<unsigned>(sequences));
   start(decode_attention_kernel<I>, grid, S.threads(), S.shared_bytes(), a, stream);
-  if (a.max_spans > 1) start(span_merge_kernel<I>, dim3(static_cast<unsigned>(a.kv_heads * S.q_per_kv), static_cast<unsigned>(sequences)), S.dim, 0, a, stream);
+  if (a.max_spans > 1) start(span_merge_kernel<I>, dim3(blocks_of(std::int64_t{a.kv_heads} * S.q_per_kv), static_cast<unsigned>(sequences)), S.dim, 0, a, stream);
 }
 
 template <bool Rope, int I>
 void transform(const RowArgs<DeviceCtx>& a, void* stream) {
   require(a.heads > 0 && a.tokens > 0, "heads and tokens must be positive");
-  const dim3 grid(static_cast<unsigned>(ceil_div(a.heads * a.tokens, kRowThreads / 32)));
+  const dim3 grid(blocks_of(ceil_div(a.heads * a.tokens, kRowThreads / 32)));
   if constexpr (Rope) start(rope_apply_kernel<I>, grid, kRowThreads, 0, a, stream);
   else start(hadamard_kernel<I>, grid, kRowThreads, 0, a, stream);
 }
@@ -118,7 +138,7 @@ void choose_transform(int shape, const RowArgs<DeviceCtx>& a, void* stream, std:
 template <std::size_t... I>
 void choose_page_score(int shape, const PageScoreArgs<DeviceCtx>& a, std::int64_t heads, void* stream, std::index_sequence<I...>) {
   require(a.pages > 0 && heads > 0 && heads <= 65535, "pages must be positive and heads lie between 1 and 65535");
-  const dim3 grid(static_cast<unsigned>(ceil_div(a.pages, kPagesOfBlock)), static_cast<unsigned>(heads));
+  const dim3 grid(blocks_of(ceil_div(a.pages, kPagesOfBlock)), static_cast<unsigned>(heads));
   const bool found = ((shape == static_cast<int>(I) ? (start(page_score_kernel<static_cast<int>(I)>, grid, kPageScoreThreads, 0, a, stream), true) : false) || ...);
   require(found, "shape is no index of kPageScoreShapes");
 }

@@ -16,7 +16,9 @@ namespace kvatlas::gpu {
 /// throws   InvalidArgument for arguments that the kernel does not take, DeviceError when the launch fails
 void launch_quantize_pack(int shape, const QuantizeArgs<DeviceCtx>& args, std::int64_t heads, void* stream);
 
-/// One decode step of one layer with kernel kDecodeShapes[shape], and the merge of its spans.
+/// One decode step of one layer with kernel kDecodeShapes[shape], and the merge of its spans. Buffers are aligned to 16 bytes (out: 2,
+/// pages, partial and factors: 4, state: 8), strides are multiples of 16. Contexts lie in device memory and are not looked at: each
+/// must be at least 1, as kernels::DecodeLaunch::check asks, else that sequence's output stays unwritten.
 void launch_decode_attention(int shape, const DecodeArgs<DeviceCtx>& args, std::int64_t sequences, void* stream);
 
 /// Hadamard transform or rotary embedding of rows in place with kRowShapes[shape].

@@ -16,7 +16,10 @@ import tempfile
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"]
 KERNELS = ("quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply", "page_score", "row_gather", "top_k")
 # Never in a kernel whose bits are promised: approximations, flushed subnormals, sums that ptxas may fuse.
-FORBIDDEN = re.compile(r"\.approx|\.ftz|\b(?:add|sub|mul)\.f32\b|\bmad\.f32\b")
+FORBIDDEN = re.compile(r"\.approx|\.ftz|\bdiv\.full\.|\b(?:add|sub|mul)\.f32\b|\bmad\.f32\b")
+INEXACT = ("ex2.approx.f32 %f1, %f2;", "rcp.approx.ftz.f32 %f1, %f2;", "add.ftz.f32 %f1, %f2, %f3;", "div.full.f32 %f1, %f2, %f3;",
+           "div.full.ftz.f32 %f1, %f2, %f3;", "mul.f32 %f1, %f2, %f3;", "mad.f32 %f1, %f2, %f3, %f4;")
+EXACT = ("add.rn.f32 %f1, %f2, %f3;", "div.rn.f32 %f1, %f2, %f3;", "fma.rn.f32 %f1, %f2, %f3, %f4;", "mad.lo.s32 %r1, %r2, %r3, %r4;", "sub.s64 %rd1, %rd2, %rd3;")
 FIELDS = ["nvcc", "kernel", "shape", "architecture", "registers", "stack", "spill_stores", "spill_loads", "fma", "float_add_mul", "integer", "convert",
           "shuffle", "shared_access", "async_copy", "widest_global_store", "instructions"]
 
@@ -85,8 +88,16 @@ def rows_of(source):
     return rows, failures
 
 
+def pattern_errors():
+    """Instructions that the pattern judges wrongly: it must find what rounds otherwise, and nothing else."""
+    return [i for i in INEXACT if not FORBIDDEN.search(i)] + [i for i in EXACT if FORBIDDEN.search(i)]
+
+
 def main():
     mode, source, table = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+    if wrong := pattern_errors():
+        print("static evidence: the pattern of forbidden instructions is wrong about " + " ".join(wrong))
+        return 1
     version = nvcc_version()
     if version is None:
         print("static evidence: skipped, nvcc not found")

@@ -90,6 +90,8 @@ Image make_image(const DecodeInstance& instance, const DecodeCase& of) {
   const DecodeShape& s = instance.shape;
   if (of.page % 16 != 0 || of.page % s.k.block_rows() != 0 || of.page % s.v.block_rows() != 0)
     throw InvalidArgument(cat("page is ", of.page, " tokens, must be a multiple of 16 and of groups along tokens"));
+  for (const std::int32_t context : of.contexts)
+    if (context < 1) throw InvalidArgument(cat("context is ", context, ", must be at least 1 token"));
   Image image;
   const std::int32_t longest = *std::ranges::max_element(of.contexts);
   const std::int64_t per_sequence = ceil_div(longest, of.page);
@@ -265,7 +267,7 @@ std::vector<Verdict> verify_decode(const DecodeInstance& instance, const DecodeC
     v.output_hash = merge.output_hash = hash_bytes(std::as_bytes(std::span(o.out)));
   }
   if (image.entry.max_spans > 1) {
-    merge.floor_bytes = v.partials_bytes;
+    merge.floor_bytes = image.entry.merge_floor_bytes();
     return {v, merge};
   }
   return {v};

@@ -22,16 +22,19 @@ TEST_CASE("verify prints a row a case with the keys of the contract", "[unit]") 
   REQUIRE(row["races"] == 0);
   REQUIRE(row["counted_bytes"] == row["planned_bytes"]);
   REQUIRE(row["counted_bytes"] == 32 * row["sum_sectors"].get<long>());
+  REQUIRE(row["provenance"] == "counted");  // sectors, bytes, conflicts
+  REQUIRE(row["planned_provenance"] == "computed");
+  REQUIRE(row["floor_provenance"] == "computed");
   REQUIRE(row["distinct_sectors"].get<long>() * 32 >= row["floor_bytes"].get<long>());
 }
 
-TEST_CASE("verify and bench say in one sentence that there is no GPU, and refuse what they do not know", "[unit]") {
+TEST_CASE("verify and bench say in one sentence that kernels run on the CPU executor only, and refuse what they do not know", "[unit]") {
   const auto says = [](std::vector<std::string> args) {
     const auto run = kvatlas_run(std::move(args));
     REQUIRE(run.code != 0);
     return run.err;
   };
-  REQUIRE(says({"verify", "--device", "cuda"}) == "kvatlas verify: no GPU was found: kernels can be checked here with --device simt\n");
-  REQUIRE(says({"bench"}) == "kvatlas bench: no GPU was found: kernels are timed on one\n");
+  REQUIRE(says({"verify", "--device", "cuda"}) == "kvatlas verify: this build runs kernels on the CPU executor only (--device simt)\n");
+  REQUIRE(says({"bench"}) == "kvatlas bench: this build runs kernels on the CPU executor only, which measures no time\n");
   REQUIRE(says({"verify", "--kernel", "decode"}) == "kvatlas verify: \"decode\": unknown kernel; did you mean \"decode_attention\"?\n");
 }

@@ -1,5 +1,6 @@
 #include "gpu/kernels/decode_attention.hpp"
 
+#include "core/errors.hpp"
 #include "gpu/verify/case.hpp"
 #include "tests/catch.hpp"
 
@@ -46,14 +47,34 @@ TEST_CASE("a sequence has the same bits alone and in a batch of seven", "[unit]"
   }
 }
 
-TEST_CASE("long decodes move the floor: summed and distinct sectors within 5%, partial results apart", "[unit]") {
+TEST_CASE("long decodes move the floor: summed and distinct sectors within 5%, partial results and one named format apart", "[unit]") {
   const std::vector<Schedule> one{{}};
   for (const DecodeInstance& i : decode_instances()) {
-    if (i.shape.q_per_kv > 4) continue;
     const Verdict v = verify_decode(i, {.contexts = {2048}, .kv_heads = 1}, one).front();
     CAPTURE(name_of(i.shape), v.floor_bytes, v.partials_bytes, v.counted.reads.sectors, v.counted.reads.distinct_sectors);
     CHECK(v.ok());
     CHECK(static_cast<double>(32 * v.counted.reads.distinct_sectors) <= 1.05 * static_cast<double>(v.floor_bytes));
-    CHECK(static_cast<double>(32 * v.counted.reads.sectors) <= 1.05 * static_cast<double>(v.floor_bytes));
+    if (name_of(i.shape) == "nvfp4+nvfp4 q8 d64 bf16") {
+      // The one exception, 1.065: each of its 8 spans reads the queries of 8 heads, 7 * 32 sectors more than once, for rows of few bytes.
+      CHECK(32 * v.counted.reads.sectors == 159232);
+      CHECK(v.floor_bytes == 149504);
+    } else {
+      CHECK(static_cast<double>(32 * v.counted.reads.sectors) <= 1.05 * static_cast<double>(v.floor_bytes));
+    }
   }
+}
+
+TEST_CASE("a sequence without tokens is refused: its output would stay unwritten", "[unit]") {
+  const DecodeInstance& i = decode_instances().front();
+  CHECK_THROWS_WITH(verify_decode(i, {.contexts = {64, 0}, .kv_heads = 1}, std::vector<Schedule>{{}}), "context is 0, must be at least 1 token");
+  const std::vector<DecodeSequence> none{{.context = 0}};
+  const kernels::DecodeLaunch launch{.k_format = i.shape.k, .v_format = i.shape.v, .dim = i.shape.dim, .q_per_kv = i.shape.q_per_kv, .k = {}, .v = {}, .sequences = none};
+  CHECK_THROWS_WITH(launch.traffic(), "context is 0, must be at least 1 token");
+  CHECK_THROWS_WITH(launch.merge_traffic(), "context is 0, must be at least 1 token");
+}
+
+TEST_CASE("the merge's floor is what it moves but for the control data: partial results in, outputs out", "[unit]") {
+  const Verdict merge = verify_decode(decode_instances().front(), {.contexts = {2048}, .kv_heads = 1}, std::vector<Schedule>{{}}).back();
+  REQUIRE(merge.kernel == "span_merge");
+  CHECK(32 * (merge.counted.reads.distinct_sectors + merge.counted.writes.distinct_sectors) == merge.floor_bytes + 32);
 }

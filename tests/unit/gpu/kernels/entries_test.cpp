@@ -27,6 +27,21 @@ TEST_CASE("bytes of a plan's decode call are the floor of the kernel, its writes
     }
 }
 
+TEST_CASE("partial results, written and read, are at most 3% of the floor at 32K tokens and four query heads a kv head", "[unit]") {
+  int compared = 0;
+  for (const DecodeShape& s : kDecodeShapes) {
+    if (s.q_per_kv != 4) continue;
+    const std::int32_t context = 32768, plain = s.residual ? 128 : 0;
+    const std::vector<DecodeSequence> one{{.context = context, .k_coded = context - plain, .v_coded = context - plain}};
+    const kernels::DecodeLaunch launch{.k_format = s.k, .v_format = s.v, .dim = s.dim, .q_per_kv = 4, .kv_heads = 1, .k = {}, .v = {}, .sequences = one};
+    CAPTURE(s.dim, launch.partial_bytes(), launch.floor_bytes());
+    CHECK(launch.partial_bytes() > 0);
+    CHECK(100 * 2 * launch.partial_bytes() <= 3 * launch.floor_bytes());
+    ++compared;
+  }
+  CHECK(compared == 6);
+}
+
 TEST_CASE("bytes of a plan's quantize call are those that the kernel moves once", "[unit]") {
   for (const QuantizeShape& s : kQuantizeShapes) {
     const KernelCall call = kernels::QuantizePack{.heads = 3, .rows = 64, .dim = s.dim, .dtype = s.dtype, .format = s.format.code_format()}.call(1);
