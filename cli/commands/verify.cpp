@@ -16,7 +16,8 @@ namespace {
 
 const Usage& verify_usage() {
   static const Usage u{.command = "verify", .positional = "", .example = "kvatlas verify --kernel decode_attention --format int2",
-                       .options = {Option::text("kernel", "K", "only this kernel: quantize_pack, decode_attention, span_merge, hadamard, rope_apply, page_score, row_gather, top_k"),
+                       .options = {Option::text("kernel", "K", "only this kernel: quantize_pack, decode_attention, span_merge, hadamard, rope_apply, page_score, row_gather, top_k,\n"
+                                                        "window_states, window_merge, window_weights, score_pool"),
                                    Option::text("format", "F", "only cases whose format's name contains this"),
                                    Option::choice("device", {"simt", "cuda"}, "simt: the executor on this CPU; cuda: a GPU of this machine", "simt"),
                                    Option::flag("long", "every case under every schedule")},

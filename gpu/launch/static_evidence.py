@@ -14,7 +14,8 @@ import sys
 import tempfile
 
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"]
-KERNELS = ("quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply", "page_score", "row_gather", "top_k")
+KERNELS = ("quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply", "page_score", "row_gather", "top_k",
+           "window_states", "window_merge", "window_weights", "score_pool")
 # Never in a kernel whose bits are promised: approximations, flushed subnormals, sums that ptxas may fuse.
 FORBIDDEN = re.compile(r"\.approx|\.ftz|\b(?:add|sub|mul)\.f32\b|\bmad\.f32\b")
 FIELDS = ["nvcc", "kernel", "shape", "architecture", "registers", "stack", "spill_stores", "spill_loads", "fma", "float_add_mul", "integer", "convert",
