@@ -70,7 +70,7 @@ struct WindowLaunch {
       }
     return {reads.total(), writes.total()};
   }
-  /// A block reads queries, states and 64 keys and writes their scores.
+  /// A block reads queries, states and 256 keys and writes their scores, 64 at a time.
   ExactTraffic weights() const {
     enum Buffer { queries, keys, state };
     SegmentSum reads, writes;
@@ -78,9 +78,11 @@ struct WindowLaunch {
     for (std::int64_t head = 0; head < heads; ++head)
       for (std::int64_t first = 0; first < candidates(); first += kTile) {
         const std::int64_t here = std::min(kTile, candidates() - first);
-        reads.segment(queries, head * rows() * row, rows() * row, 16);
+        if (first % (4 * kTile) == 0) {
+          reads.segment(queries, head * rows() * row, rows() * row, 16);
+          reads.segment(state, head * rows() * 8, rows() * 8, 8);
+        }
         reads.segment(keys, (head * context + first) * row, here * row, 16);
-        reads.segment(state, head * rows() * 8, rows() * 8, 8);
         writes.segment(0, (head * stride + first) * 4, here * 4, 4);
       }
     return {reads.total(), writes.total()};

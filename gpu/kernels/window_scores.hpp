@@ -16,6 +16,7 @@ namespace kvatlas::gpu {
 inline constexpr int kWindowThreads = 128;
 inline constexpr int kWindowRows = 16;                        // query rows of one pass: 8 for each half of the block
 inline constexpr int kWindowTile = static_cast<int>(kTile);  // keys in shared memory
+inline constexpr int kWeightKeys = 4 * kWindowTile;          // keys of a block of window_weights, which reads its queries once
 inline constexpr int kLogitStride = kWindowTile + 8;         // four rows that a warp reads together lie in other banks
 
 struct WindowShape {
@@ -211,43 +212,47 @@ KV_KERNEL void window_merge(C& c, const WindowArgs<C>& a) {
   if (row < rows) c.st(a.state, head * rows + row, Vec<float, 2>{{m, sum}});
 }
 
-/// grid ((context - window) / 64 rounded up, heads), kWindowThreads threads.
+/// grid ((context - window) / 256 rounded up, heads), kWindowThreads threads.
 template <WindowShape S, class C>
 KV_KERNEL void window_weights(C& c, const WindowArgs<C>& a) {
-  const std::int64_t head = c.block_y(), first = c.block_x() * kWindowTile, rest = a.context - a.window - first;
-  const int rows = S.q_per_kv * static_cast<int>(a.window), keys = static_cast<int>(rest < kWindowTile ? rest : kWindowTile);
+  const std::int64_t head = c.block_y(), begin = c.block_x() * kWeightKeys, candidates = a.context - a.window;
+  const std::int64_t end = begin + kWeightKeys < candidates ? begin + kWeightKeys : candidates;
+  const int rows = S.q_per_kv * static_cast<int>(a.window);
   window::Staged<C> s;
   s.q = c.template shared<std::uint8_t>(rows * S.dim * 2);
   s.k = c.template shared<std::uint8_t>(kWindowTile * S.key_stride());
   const auto state = c.template shared<Vec<float, 2>>(rows);
   const auto others = c.template shared<std::uint64_t>(kWindowTile);
   fetch(c, s.q, C::template global_as<const std::uint8_t>(a.q + head * rows * S.dim), rows * S.dim * 2);
-  window::fetch_keys<S>(c, a, s, head, first, keys);
   for (int r = c.thread(); r < rows; r += kWindowThreads) c.st_shared(state, r, c.ld(a.state, head * rows + r));
   c.sync_warp();
-  window::wait_for_tile<S>(c);
   const int key = c.thread() % kWindowTile, half = c.thread() / kWindowTile;
-  std::uint64_t mass = 0;
-  for (int row = half * 8; row < rows; row += kWindowRows) {
-    if (key < keys) {
-      float x[8];
-      window::logits<S>(c, a, s, key, row, rows, x);
-      KV_UNROLL
-      for (int n = 0; n < 8; ++n)
-        if (row + n < rows) {
-          const Vec<float, 2> of = c.ld_shared(state, row + n);
-          mass += num::to_mass(num::exp2(x[n] - of.v[0]) / of.v[1]);
-        }
+  for (std::int64_t tile = begin; tile < end; tile += kWindowTile) {
+    const int keys = static_cast<int>(end - tile < kWindowTile ? end - tile : kWindowTile);
+    window::fetch_keys<S>(c, a, s, head, tile, keys);
+    window::wait_for_tile<S>(c);
+    std::uint64_t mass = 0;
+    for (int row = half * 8; row < rows; row += kWindowRows) {
+      if (key < keys) {
+        float x[8];
+        window::logits<S>(c, a, s, key, row, rows, x);
+        KV_UNROLL
+        for (int n = 0; n < 8; ++n)
+          if (row + n < rows) {
+            const Vec<float, 2> of = c.ld_shared(state, row + n);
+            mass += num::to_mass(num::exp2(x[n] - of.v[0]) / of.v[1]);
+          }
+      }
+      c.sync_warp();
     }
-    c.sync_warp();
-  }
-  if (half == 1) c.st_shared(others, key, mass);
-  c.sync_block();
-  if (half == 0 && key < keys) {
-    float score = num::from_mass(mass + c.ld_shared(others, key));
-    if (a.window_divisor > 1) score = score / static_cast<float>(a.window_divisor);
-    if (a.group_divisor > 1) score = score / static_cast<float>(a.group_divisor);
-    c.st(a.scores, head * a.stride + first + key, score);
+    if (half == 1) c.st_shared(others, key, mass);
+    c.sync_block();
+    if (half == 0 && key < keys) {
+      float score = num::from_mass(mass + c.ld_shared(others, key));
+      if (a.window_divisor > 1) score = score / static_cast<float>(a.window_divisor);
+      if (a.group_divisor > 1) score = score / static_cast<float>(a.group_divisor);
+      c.st(a.scores, head * a.stride + tile + key, score);
+    }
   }
 }
 

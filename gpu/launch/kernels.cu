@@ -179,7 +179,7 @@ void score(const WindowArgs<DeviceCtx>& a, std::int64_t heads, void* stream) {
   const auto y = static_cast<unsigned>(heads);
   start(window_states_kernel<I>, dim3(static_cast<unsigned>(a.max_spans), y, static_cast<unsigned>(of.classes())), kWindowThreads, S.states_bytes(a.window), a, stream);
   start(window_merge_kernel<I>, dim3(static_cast<unsigned>(ceil_div(of.rows(), kWindowThreads)), y), kWindowThreads, 0, a, stream);
-  start(window_weights_kernel<I>, dim3(static_cast<unsigned>(ceil_div(of.candidates(), kWindowTile)), y), kWindowThreads, S.weights_bytes(a.window), a, stream);
+  start(window_weights_kernel<I>, dim3(static_cast<unsigned>(ceil_div(of.candidates(), kWeightKeys)), y), kWindowThreads, S.weights_bytes(a.window), a, stream);
 }
 template <std::size_t... I>
 void choose_window(int shape, const WindowArgs<DeviceCtx>& a, std::int64_t heads, void* stream, std::index_sequence<I...>) {

@@ -145,7 +145,7 @@ std::vector<Verdict> verify_window(const WindowInstance& i, const WindowCase& of
     const LaunchReport second = i.merge(executor, {.grid = {ceil_div(rows, kWindowThreads), of.heads}, .threads = kWindowThreads}, schedule, a);
     note_launch(merge, second, schedule);
     if (!second.completed) return merge.bit_exact = false, all;
-    const LaunchReport third = i.weights(executor, {.grid = {ceil_div(launch.candidates(), kWindowTile), of.heads}, .threads = kWindowThreads, .shared_bytes = weights.shared_bytes}, schedule, a);
+    const LaunchReport third = i.weights(executor, {.grid = {ceil_div(launch.candidates(), kWeightKeys), of.heads}, .threads = kWindowThreads, .shared_bytes = weights.shared_bytes}, schedule, a);
     note_launch(weights, third, schedule);
     if (!third.completed) return weights.bit_exact = false, all;
     // The state of a query is what its spans left: it shows the bits of both launches.

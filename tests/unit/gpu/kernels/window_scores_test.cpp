@@ -70,9 +70,9 @@ TEST_CASE("traffic of scores that fit in a hand: one head, 100 keys, two queries
   const auto merge = launch.merge();
   CHECK(merge.reads.bytes == 16);
   CHECK(merge.writes.bytes == 16);
-  const auto weights = launch.weights();                 // 98 keys in two blocks
-  CHECK(weights.reads.requests == 2 * (1 + 1) + 16 + 9);  // the second block reads 34 keys, 4,352 bytes
-  CHECK(weights.reads.bytes == 2 * (256 + 16) + 98 * 128);
+  const auto weights = launch.weights();                 // 98 keys in two tiles of one block
+  CHECK(weights.reads.requests == 1 + 1 + 16 + 9);      // the second tile has 34 keys, 4,352 bytes
+  CHECK(weights.reads.bytes == 256 + 16 + 98 * 128);
   CHECK(weights.writes.requests == 2 + 2);               // scores of 64 keys and of 34
   CHECK(weights.writes.bytes == 98 * 4);
   const auto pool = PoolLaunch{.rows = 1, .tokens = 100, .stride = 100, .width = 7}.traffic();
