@@ -11,6 +11,7 @@
 
 #include "core/errors.hpp"
 #include "core/kernels/top_k_traffic.hpp"
+#include "core/kernels/window_traffic.hpp"
 #include "gpu/kernels/selection_shapes.hpp"
 #include "gpu/kernels/shapes.hpp"
 #include "gpu/kernels/span_merge.hpp"
@@ -64,6 +65,28 @@ template <int I>
 __global__ void __launch_bounds__(kTopKShapes[I].threads, 1) top_k_kernel(TopKArgs<DeviceCtx> a) {
   DeviceCtx c;
   top_k<kTopKShapes[I]>(c, a);
+}
+
+template <int I>
+__global__ void __launch_bounds__(kWindowThreads, 1) window_states_kernel(WindowArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  window_states<kWindowShapes[I]>(c, a);
+}
+template <int I>
+__global__ void __launch_bounds__(kWindowThreads, 1) window_merge_kernel(WindowArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  window_merge<kWindowShapes[I]>(c, a);
+}
+template <int I>
+__global__ void __launch_bounds__(kWindowThreads, 1) window_weights_kernel(WindowArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  window_weights<kWindowShapes[I]>(c, a);
+}
+
+template <int I>
+__global__ void __launch_bounds__(kPoolThreads, 1) score_pool_kernel(PoolArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  score_pool<kPoolShapes[I]>(c, a);
 }
 
 namespace {
@@ -165,6 +188,34 @@ void choose_top_k(int shape, const TopKArgs<DeviceCtx>& a, std::int64_t rows, vo
   require(found, "shape is no index of kTopKShapes");
 }
 
+template <int I>
+void score(const WindowArgs<DeviceCtx>& a, std::int64_t heads, void* stream) {
+  constexpr WindowShape S = kWindowShapes[I];
+  const kernels::WindowLaunch of{.dim = S.dim, .q_per_kv = S.q_per_kv, .heads = heads, .context = a.context, .window = a.window, .stride = a.stride};
+  of.check();
+  require(heads <= 65535, "heads must be at most 65535");
+  require(a.max_spans == of.max_spans(), "max_spans must be that of kernels::WindowLaunch");
+  require(a.window_divisor > 0 && a.group_divisor > 0, "divisors must be positive");
+  const auto y = static_cast<unsigned>(heads);
+  start(window_states_kernel<I>, dim3(static_cast<unsigned>(a.max_spans), y, static_cast<unsigned>(of.classes())), kWindowThreads, S.states_bytes(a.window), a, stream);
+  start(window_merge_kernel<I>, dim3(static_cast<unsigned>(ceil_div(of.rows(), kWindowThreads)), y), kWindowThreads, 0, a, stream);
+  start(window_weights_kernel<I>, dim3(static_cast<unsigned>(ceil_div(of.candidates(), kWeightKeys)), y), kWindowThreads, S.weights_bytes(a.window), a, stream);
+}
+template <std::size_t... I>
+void choose_window(int shape, const WindowArgs<DeviceCtx>& a, std::int64_t heads, void* stream, std::index_sequence<I...>) {
+  const bool found = ((shape == static_cast<int>(I) ? (score<static_cast<int>(I)>(a, heads, stream), true) : false) || ...);
+  require(found, "shape is no index of kWindowShapes");
+}
+
+template <std::size_t... I>
+void choose_pool(int shape, const PoolArgs<DeviceCtx>& a, std::int64_t rows, void* stream, std::index_sequence<I...>) {
+  kernels::PoolLaunch{.rows = rows, .tokens = a.tokens, .stride = a.stride, .width = a.width}.check();
+  require(rows <= 65535, "rows must be at most 65535");
+  const dim3 grid(static_cast<unsigned>(ceil_div(a.tokens, kPoolThreads)), static_cast<unsigned>(rows));
+  const bool found = ((shape == static_cast<int>(I) ? (start(score_pool_kernel<static_cast<int>(I)>, grid, kPoolThreads, pool_shared_bytes(a.width), a, stream), true) : false) || ...);
+  require(found, "shape is no index of kPoolShapes");
+}
+
 template <std::size_t... I>
 void choose_quantize(int shape, const QuantizeArgs<DeviceCtx>& a, std::int64_t heads, void* stream, std::index_sequence<I...>) {
   const bool found = ((shape == static_cast<int>(I) ? (quantize<static_cast<int>(I)>(a, heads, stream), true) : false) || ...);
@@ -204,6 +255,14 @@ void launch_row_gather(int shape, const GatherArgs<DeviceCtx>& args, std::int64_
 
 void launch_top_k(int shape, const TopKArgs<DeviceCtx>& args, std::int64_t rows, void* stream) {
   choose_top_k(shape, args, rows, stream, std::make_index_sequence<std::size(kTopKShapes)>{});
+}
+
+void launch_window_scores(int shape, const WindowArgs<DeviceCtx>& args, std::int64_t heads, void* stream) {
+  choose_window(shape, args, heads, stream, std::make_index_sequence<std::size(kWindowShapes)>{});
+}
+
+void launch_score_pool(int shape, const PoolArgs<DeviceCtx>& args, std::int64_t rows, void* stream) {
+  choose_pool(shape, args, rows, stream, std::make_index_sequence<std::size(kPoolShapes)>{});
 }
 
 }  // namespace kvatlas::gpu

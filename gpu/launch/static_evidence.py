@@ -14,7 +14,8 @@ import sys
 import tempfile
 
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"]
-KERNELS = ("quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply", "page_score", "row_gather", "top_k")
+KERNELS = ("quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply", "page_score", "row_gather", "top_k",
+           "window_states", "window_merge", "window_weights", "score_pool")
 # Never in a kernel whose bits are promised: approximations, flushed subnormals, sums that ptxas may fuse.
 FORBIDDEN = re.compile(r"\.approx|\.ftz|\bdiv\.full\.|\b(?:add|sub|mul)\.f32\b|\bmad\.f32\b")
 INEXACT = ("ex2.approx.f32 %f1, %f2;", "rcp.approx.ftz.f32 %f1, %f2;", "add.ftz.f32 %f1, %f2, %f3;", "div.full.f32 %f1, %f2, %f3;",

@@ -2,7 +2,9 @@
 #pragma once
 
 #include "gpu/kernels/row_gather.hpp"
+#include "gpu/kernels/score_pool.hpp"
 #include "gpu/kernels/top_k.hpp"
+#include "gpu/kernels/window_scores.hpp"
 #include "gpu/simt/sim_context.hpp"
 #include "gpu/verify/case.hpp"
 
@@ -43,5 +45,40 @@ struct TopKCase {
 std::vector<float> draw_scores(std::int64_t rows, std::int64_t candidates, std::uint64_t seed);
 /// throws InvalidArgument for a budget that does not lie between window and context, or a NaN score
 Verdict verify_top_k(const TopKInstance& instance, const TopKCase& of, std::span<const Schedule> schedules);
+
+struct WindowInstance {
+  WindowShape shape;
+  LaunchReport (*states)(Executor&, const Launch&, const Schedule&, const WindowArgs<SimCtx>&);
+  LaunchReport (*merge)(Executor&, const Launch&, const Schedule&, const WindowArgs<SimCtx>&);
+  LaunchReport (*weights)(Executor&, const Launch&, const Schedule&, const WindowArgs<SimCtx>&);
+};
+std::span<const WindowInstance> window_instances();
+
+struct WindowCase {
+  std::int64_t heads = 2;
+  std::int64_t context = 300;
+  std::int64_t window = 8;    // newest queries of the prompt
+  bool group_mean = true;     // over the query heads of a group, else their sum
+  bool window_mean = false;   // over the queries of the window, else their sum
+  std::uint64_t seed = 1;
+};
+/// window_states, window_merge, window_weights, each fed by the one before. Bits of the first are those of the merged states.
+/// throws InvalidArgument for a window that does not lie between 1 and min(1024, context - 1)
+std::vector<Verdict> verify_window(const WindowInstance& instance, const WindowCase& of, std::span<const Schedule> schedules);
+
+struct PoolInstance {
+  PoolShape shape;
+  LaunchReport (*run)(Executor&, const Launch&, const Schedule&, const PoolArgs<SimCtx>&);
+};
+std::span<const PoolInstance> pool_instances();
+
+struct PoolCase {
+  std::int64_t rows = 2;
+  std::int64_t tokens = 300;
+  int width = 7;
+  std::uint64_t seed = 1;
+};
+/// throws InvalidArgument for an even width or no tokens
+Verdict verify_pool(const PoolInstance& instance, const PoolCase& of, std::span<const Schedule> schedules);
 
 }  // namespace kvatlas::gpu

@@ -8,7 +8,7 @@
 
 namespace kvatlas::gpu {
 
-std::vector<std::string> verified_kernels() { return {"quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply", "page_score", "row_gather", "top_k"}; }
+std::vector<std::string> verified_kernels() { return {"quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply", "page_score", "row_gather", "top_k", "window_states", "window_merge", "window_weights", "score_pool"}; }
 
 std::vector<Verdict> verify(const VerifyOptions& options, const std::function<void(const Verdict&)>& progress) {
   const auto kernels = verified_kernels();
@@ -62,6 +62,13 @@ std::vector<Verdict> verify(const VerifyOptions& options, const std::function<vo
   if (has_kernel("top_k") && has_format("f32"))
     for (const TopKInstance& i : top_k_instances())
       add(verify_top_k(i, options.long_run ? TopKCase{.rows = 8, .context = 8192, .budget = 1024} : TopKCase{.rows = 4, .context = 1000, .budget = 128}, schedules));
+  if (has_kernel("window_states") || has_kernel("window_merge") || has_kernel("window_weights"))
+    for (const WindowInstance& i : window_instances())
+      if (has_format(i.shape.dtype == Dtype::bf16 ? "bf16" : "fp16"))
+        for (const Verdict& v : verify_window(i, options.long_run ? WindowCase{.heads = 2, .context = 1200, .window = 32} : WindowCase{.heads = 1, .context = 333, .window = 5}, schedules)) add(v);
+  if (has_kernel("score_pool"))
+    for (const PoolInstance& i : pool_instances())
+      if (has_format(i.shape.average ? "f32 avg" : "f32 max")) add(verify_pool(i, {.rows = 2, .tokens = options.long_run ? 4000 : 300}, schedules));
   if (all.empty()) throw InvalidArgument(cat("format is \"", options.format, "\", no case of ", options.kernel.empty() ? std::string("any kernel") : options.kernel, " has it"));
   return all;
 }

@@ -90,6 +90,22 @@ std::vector<Verdict> verdicts() {
 }"""
 
 
+WINDOW = """constexpr WindowShape kShape{64, 2, Dtype::bf16};
+std::vector<Verdict> verdicts() {
+  const WindowInstance instance{kShape,
+                                [](Executor& e, const Launch& l, const Schedule& s, const WindowArgs<SimCtx>& a) { return simulate(e, l, s, [&a](SimCtx& c) { window_states<kShape>(c, a); }); },
+                                [](Executor& e, const Launch& l, const Schedule& s, const WindowArgs<SimCtx>& a) { return simulate(e, l, s, [&a](SimCtx& c) { window_merge<kShape>(c, a); }); },
+                                [](Executor& e, const Launch& l, const Schedule& s, const WindowArgs<SimCtx>& a) { return simulate(e, l, s, [&a](SimCtx& c) { window_weights<kShape>(c, a); }); }};
+  return verify_window(instance, {.heads = 1, .context = 300, .window = 11}, all_schedules(1));
+}"""
+
+POOL = """constexpr PoolShape kShape{true};
+std::vector<Verdict> verdicts() {
+  const PoolInstance instance{kShape, [](Executor& e, const Launch& l, const Schedule& s, const PoolArgs<SimCtx>& a) { return simulate(e, l, s, [&a](SimCtx& c) { score_pool<kShape>(c, a); }); }};
+  return {verify_pool(instance, {.rows = 2, .tokens = 140, .width = 5}, all_schedules(1))};
+}"""
+
+
 def read_all():
     mutants, now = {}, None
     for line in (HERE / "mutants.txt").read_text().splitlines():
@@ -142,6 +158,10 @@ def write(name, source, target):
         run = GATHER
     elif fields[0] == "top_k":
         run = TOP_K
+    elif fields[0] == "window":
+        run = WINDOW
+    elif fields[0] == "pool":
+        run = POOL
     elif fields[0] == "rows":
         run = ROWS.replace("@KERNEL@", fields[1])
     else:

@@ -23,9 +23,9 @@ struct Run {
   LaunchReport report;
   std::vector<std::int32_t> chosen;
 };
+constexpr TopKShape kShape{128};
 /// One row through the kernel alone.
 Run run_kernel(std::vector<float> scores, std::int64_t k, std::int64_t window) {
-  constexpr TopKShape kShape{128};
   DeviceMemory memory;
   TopKArgs<SimCtx> a;
   a.candidates = static_cast<std::int64_t>(scores.size());
