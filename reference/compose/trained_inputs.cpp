@@ -47,6 +47,20 @@ TensorMap duo_gates(const CacheShape& shape) {
   return tensors;
 }
 
+/// Scores between 0 and 1 for all query heads, one draw a layer.
+TensorMap razor_scores(const CacheShape& shape) {
+  TensorMap tensors;
+  for (const LayerClass& c : shape.classes)
+    for (const int l : c.layers) {
+      Random random(static_cast<std::uint64_t>(3000 + l));
+      for (const char* part : {"induction", "echo"}) {
+        NamedTensor& t = tensors[cat("layer", l, ".", part)] = random_tensor({c.q_heads}, random);
+        for (float& x : t.values) x = static_cast<float>(random.below(1000)) / 1000.0F;
+      }
+    }
+  return tensors;
+}
+
 TensorMap vqkv_codebooks(const Method& m, const ParamRow& row, const CacheShape& shape, Random& random) {
   TensorMap tensors;
   for (const LayerClass& c : shape.classes)
@@ -87,6 +101,7 @@ TensorMap trained_inputs(const Method& method, const ParamRow& row, const CacheS
   if (std::string_view(method.slug) == "commvq") return commvq_tensors(method, row, shape, random);
   if (std::string_view(method.slug) == "qfilter") return qfilter_filters(shape);
   if (std::string_view(method.slug) == "duo_attention") return duo_gates(shape);
+  if (std::string_view(method.slug) == "razor_attention") return razor_scores(shape);
   throw Unsupported(cat(method.slug, " needs a trained file, and no stand-in for one is made here"));
 }
 

@@ -26,8 +26,8 @@ struct Params {
   int distance = -25;
   Selection selection = Selection::ranks;
   static constexpr auto fields() {
-    return std::tuple{field(&Params::ratio, "ratio", "", 0, 0.95, "share of all tokens that leaves"),
-                      field(&Params::sinks, "sinks", "token", 0, 1 << 16, "first tokens, never evicted and no anchors"),
+    return std::tuple{field(&Params::ratio, "ratio", "", 0, 0.9, "share of all tokens that leaves"),
+                      field(&Params::sinks, "sinks", "token", 0, 64, "first tokens, never evicted and no anchors"),
                       field(&Params::distance, "distance", "slot", -1024, 1024,
                             "slot from which generated tokens push rows out: below 0 from the end of the prompt's rows, above 0 from their start"),
                       choice(&Params::selection, "selection", kSelectionNames, "the best by score, or by the defect of the released code")};
@@ -46,7 +46,7 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
 
 ExpectedShare expected(const Params& p, const History& h) {
   const std::int64_t prompt = h.prompt.value, most = std::max<std::int64_t>(0, prompt - 1 - p.sinks.value);
-  return {.kept = prompt - std::min(most, p.leave(prompt)), .share = prompt > 0 ? p.ratio : 0.0};
+  return {.kept = prompt - std::min(most, p.leave(prompt)), .share = p.ratio};
 }
 
 Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) {
@@ -110,7 +110,7 @@ void merge_into_anchors(const Params& p, TokenRows& rows, int head, const Slots&
 std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const OpenInputs&) {
   PromptShare rule{.sinks = p.sinks, .distance = p.distance};
   if (p.selection == Selection::released) {
-    rule.stay = [p](std::span<const std::uint64_t> candidates, std::int64_t leave) {
+    rule.stay = [](std::span<const std::uint64_t> candidates, std::int64_t leave) {
       return leave > 1 ? released_choice(candidates, leave) : top_k(candidates, static_cast<std::int64_t>(candidates.size()) - leave);
     };
     if (p.distance < 0) ++rule.distance;  // counted from what the code means to keep, one row more

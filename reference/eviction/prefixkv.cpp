@@ -25,8 +25,8 @@ struct Params {
   Tokens sinks = 1_tok;
   int distance = -25;
   static constexpr auto fields() {
-    return std::tuple{field(&Params::ratio, "ratio", "", 0, 0.95, "share of all layers' tokens that leaves; with a file of shares only for predictions"),
-                      field(&Params::sinks, "sinks", "token", 0, 1 << 16, "first tokens, never evicted"),
+    return std::tuple{field(&Params::ratio, "ratio", "", 0, 0.9, "share of all layers' tokens that leaves; with a file of shares only for predictions"),
+                      field(&Params::sinks, "sinks", "token", 0, 64, "first tokens, never evicted"),
                       field(&Params::distance, "distance", "slot", -1024, 1024,
                             "slot from which generated tokens push rows out: below 0 from the end of the prompt's rows, above 0 from their start")};
   }
@@ -77,7 +77,7 @@ std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const Op
       for (const SlotMasses& mass : layers) scores.emplace_back(mass.begin(), mass.end());
       return prefixkv_parts::leave_of_share(std::move(scores), p.ratio, p.sinks.value + 1);
     };
-    rule.share = [](int, std::int64_t prompt, std::int64_t kept) { return static_cast<double>(prompt - kept) / static_cast<double>(prompt); };
+    rule.share = [](int, std::int64_t prompt, std::int64_t kept) { return prompt > 0 ? static_cast<double>(prompt - kept) / static_cast<double>(prompt) : 0.0; };
   } else {
     rule.leave = [shares](const std::vector<SlotMasses>& layers) {
       std::vector<std::int64_t> leave;

@@ -7,10 +7,10 @@
 
 #include "core/errors.hpp"
 #include "core/kernels/store.hpp"
-#include "core/parallel.hpp"
 #include "reference/method.hpp"
 #include "reference/primitives/kept_rows.hpp"
 #include "reference/primitives/plans.hpp"
+#include "reference/primitives/slot_positions.hpp"
 #include "reference/primitives/token_cache.hpp"
 
 namespace kvatlas::methods {
@@ -82,12 +82,7 @@ Plan released_decode_plan(const Params& p, const CacheShape& shape, const Histor
 
 class Cache final : public TokenCache {
  public:
-  Cache(const Params& p, const CacheShape& shape) : TokenCache(shape, Granularity::kv_head), p_(p) {
-    for (const LayerClass& c : shape.classes) turns_.push_back({RopeTable(c.rope), {}});
-    for (const Layer& l : layers())
-      for (std::size_t i = 0; i < shape.classes.size(); ++i)
-        if (shape.classes[i].layers == l.c.layers) class_of_.push_back(i);
-  }
+  Cache(const Params& p, const CacheShape& shape) : TokenCache(shape, Granularity::kv_head), p_(p), slots_(shape) {}
 
  private:
   void check(const Layer&, const StepInput& step) const override {
@@ -101,7 +96,7 @@ class Cache final : public TokenCache {
       attend(l, p, in, out);
     } else {
       l.rows.append(p.k_pre.view(), p.v.view());
-      attend_at_slots(l, p, in, out);
+      slots_.attend(l.c, l.index, l.rows, p, in, out);
     }
     if (prompt_done()) cut(l);
   }
@@ -113,43 +108,13 @@ class Cache final : public TokenCache {
       l.rows.keep(h, ends(l.rows.count(h), p_.sinks.value, p_.recent_window.value));
   }
 
-  /// The key in slot s is rotated by s and rounded to the dtype, as `full` does with a position; so are the new queries,
-  /// whose slots are the last ones.
-  void attend_at_slots(const Layer& l, const PreparedStep& p, const StepInput& in, View<float> out) {
-    const std::int64_t rows = l.rows.count(0), old = rows - p.n;
-    auto& [table, turns] = turns_[class_of_[l.ordinal]];
-    for (auto s = static_cast<std::int64_t>(turns.size()); s < rows; ++s) turns.push_back(table.rotation(s));
-    const auto turn = [&, &table = table, &turns = turns](std::span<float> row, std::int64_t slot) {
-      if (l.c.rope.rotary_dim == 0) return;
-      table.rotate(row, turns[static_cast<std::size_t>(slot)]);
-      round_all(shape().dtype, row);
-    };
-    PreparedStep q = p;
-    q.q = p.q_pre;
-    for (int h = 0; h < l.c.q_heads; ++h)
-      for (std::int64_t i = 0; i < p.n; ++i) turn(q.q.view().row(h, i), old + i);
-    parallel_for(l.c.kv_heads, [&](std::int64_t h) {
-      const int head = static_cast<int>(h);
-      Array k = l.rows.keys(head);
-      const Array v = l.rows.values(head);
-      for (std::int64_t s = 0; s < rows; ++s) turn(k.view().row(s), s);
-      attend_new(l.c, head, q.q.view(), View<const float>(k.view()), v.view(), in.mask, in.sinks, out);
-    });
-  }
-
   /// While nothing has been evicted, slots are the tokens themselves.
   std::int64_t restorable(const Layer& l) const override { return l.seen == l.rows.count(0) ? l.rows.count(0) : 0; }
   /// More rows than the budget exist only before the prompt ends.
   bool prompt_open() const override { return !layers().empty() && Tokens(layers().front().rows.count(0)) > p_.budget(); }
 
-  /// Rotations by slot of one layer class, made when first needed: they follow from the shape and are no state.
-  struct Turns {
-    RopeTable table;
-    std::vector<Rotation> by_slot;
-  };
   Params p_;
-  std::vector<Turns> turns_;           // by class
-  std::vector<std::size_t> class_of_;  // by ordinal
+  SlotPositions slots_;
 };
 
 std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const OpenInputs&) {

@@ -31,12 +31,17 @@ class ShareCache final : public TokenCache {
   ContentCounts content_counts() const override {
     ContentCounts counts;
     if (!rule_.content_counts) return counts;
-    for (const Layer& l : layers()) eviction::count_kept(l.rows, l.c, counts);
+    std::int64_t sharing = 0;
+    for (const Layer& l : layers()) {
+      eviction::count_kept(l.rows, l.c, counts);
+      sharing += prompt_done() && share_of(l, state_[l.ordinal]) > 0 ? 1 : 0;
+    }
+    counts.add("share_layers", sharing);
     return counts;
   }
 
  private:
-  /// What a layer keeps beside its rows: sums while the prompt runs, three numbers after it.
+  /// What a layer keeps beside its rows: sums while the prompt runs; three numbers after it, where rows go on leaving.
   struct State {
     SlotMasses mass;
     std::int64_t prompt = 0, kept = 0, generated = 0;
@@ -94,11 +99,12 @@ class ShareCache final : public TokenCache {
     leave_ = rule_.leave(masses);
   }
 
-  double share_of(const Layer& l, const State& s) const { return s.prompt > 0 ? rule_.share(l.index, s.prompt, s.kept) : 0.0; }
+  double share_of(const Layer& l, const State& s) const { return rule_.share(l.index, s.prompt, s.kept); }
 
   void trim(Layer& l, const State& s) const {
-    const std::int64_t rows = l.rows.count(0), left = rows_of_share(s.prompt, s.kept, share_of(l, s), s.generated), leave = rows - left;
-    if (leave <= 0) return;
+    const double share = share_of(l, s);
+    const std::int64_t rows = l.rows.count(0), left = rows_of_share(s.prompt, s.kept, share, s.generated), leave = rows - left;
+    if (share <= 0 || leave <= 0) return;
     std::int64_t slot = rule_.distance > 0 ? rule_.distance : s.kept + rule_.distance;
     if (slot < 1) slot = s.kept / 2;
     slot = std::min(std::max(rule_.sinks.value, std::min(slot, left - 1)), left);  // neither sinks nor, where it can be helped, the newest
@@ -119,6 +125,7 @@ class ShareCache final : public TokenCache {
       for (const std::uint64_t m : s.mass) append_whole(out.back().bytes, static_cast<std::int64_t>(m), kMassBytes);
       return;
     }
+    if (share_of(l, s) <= 0) return;
     out.push_back({.name = prefix(l) + "share", .component = "share", .side = Side::both, .scope = Scope::layer, .bytes = {}});
     for (const std::int64_t number : {s.prompt, s.kept, s.generated}) append_whole(out.back().bytes, number, 4);
   }
@@ -130,6 +137,7 @@ class ShareCache final : public TokenCache {
       for (std::size_t i = 0; i < bytes.size() / kMassBytes; ++i) s.mass.push_back(static_cast<std::uint64_t>(whole_at(bytes, static_cast<std::int64_t>(i), kMassBytes)));
       return s;
     }
+    if (share_of(l, s) <= 0 && !has_buffer(saved, prefix(l) + "share")) return s;  // nothing leaves any more: the numbers count for nothing
     const auto& bytes = find_buffer(saved, prefix(l) + "share").bytes;
     if (bytes.size() != kStateBytes) throw InvalidArgument(cat("buffer ", prefix(l), "share holds ", bytes.size(), " bytes, must be ", kStateBytes));
     s.prompt = whole_at(bytes, 0, 4);
@@ -147,6 +155,7 @@ class ShareCache final : public TokenCache {
       return;
     }
     const State s = read(l, saved);
+    if (share_of(l, s) <= 0 && !has_buffer(saved, prefix(l) + "share")) return;
     if (s.kept > s.prompt || rows_of_share(s.prompt, s.kept, share_of(l, s), s.generated) != rows)
       throw InvalidArgument(cat("buffer ", prefix(l), "share does not fit the ", rows, " rows of its layer"));
   }
@@ -155,7 +164,7 @@ class ShareCache final : public TokenCache {
     std::vector<State> loaded;
     const bool open = !layers().empty() && has_buffer(saved, prefix(layers().front()) + "mass");
     for (const Layer& l : layers()) {
-      find_buffer(saved, prefix(l) + (open ? "mass" : "share"));
+      if (has_buffer(saved, prefix(l) + "mass") != open) throw InvalidArgument("buffers mass must be there for all layers, or for none");
       loaded.push_back(read(l, saved));
     }
     state_ = std::move(loaded);
@@ -203,7 +212,7 @@ Ledger share_ledger(const CacheShape& shape, const History& h, const ExpectedSha
   const std::int64_t element = bytes_of(shape.dtype);
   ledger.add("rows", Side::key, Scope::token, Bytes(counts.get("key_elements", keys) * element));
   ledger.add("rows", Side::value, Scope::token, Bytes(counts.get("value_elements", values) * element));
-  ledger.add("share", Side::both, Scope::layer, Bytes(kStateBytes * layers));
+  ledger.add("share", Side::both, Scope::layer, Bytes(kStateBytes * counts.get("share_layers", expected.share > 0 ? layers : 0)));
   ledger.set_prefill(kept_ledger(shape, {.prompt = h.prompt, .sequences = h.sequences}, h.prompt).total() + Bytes(kMassBytes * layers * h.prompt.value));
   return ledger;
 }

@@ -23,7 +23,7 @@ struct PromptShare {
   std::int64_t distance = -25;
   /// Rows that leave each layer when the prompt ends; cut to the candidates between `sinks` and the last token.
   std::function<std::vector<std::int64_t>(const std::vector<SlotMasses>& layers)> leave{};
-  /// The share of generated tokens that leaves a layer, in [0, 1).
+  /// The share of generated tokens that leaves a layer, in [0, 1); `prompt` may be 0.
   std::function<double(int layer, std::int64_t prompt, std::int64_t kept)> share{};
   /// Candidates that stay when `leave` of them go; none: those of the largest mass, of equal ones the lower.
   std::function<Slots(std::span<const std::uint64_t> candidates, std::int64_t leave)> stay{};
