@@ -170,8 +170,10 @@ template <std::size_t... I>
 void choose_gather(int shape, const GatherArgs<DeviceCtx>& a, std::int64_t heads, std::int64_t most_rows, void* stream, std::index_sequence<I...>) {
   require(a.context > 0 && heads > 0 && heads <= 65535, "context must be positive and heads lie between 1 and 65535");
   require(most_rows >= 0 && most_rows <= a.context, "most_rows must lie between 0 and the context");
+  require_aligned(16, {a.k, a.v, a.k_out, a.v_out}, "rows must be aligned to 16 bytes");
+  require_aligned(4, {a.starts, a.kept, a.positions, a.positions_out}, "starts, kept and positions must be aligned to 4 bytes");
   if (most_rows == 0) return;
-  const dim3 grid(static_cast<unsigned>(ceil_div(most_rows, kRowsOfBlock)), static_cast<unsigned>(heads));
+  const dim3 grid(blocks_of(ceil_div(most_rows, kRowsOfBlock)), static_cast<unsigned>(heads));
   const bool found = ((shape == static_cast<int>(I) ? (start(row_gather_kernel<static_cast<int>(I)>, grid, kGatherThreads, 0, a, stream), true) : false) || ...);
   require(found, "shape is no index of kGatherShapes");
 }
@@ -180,7 +182,10 @@ template <int I>
 void select(const TopKArgs<DeviceCtx>& a, std::int64_t rows, void* stream) {
   constexpr TopKShape S = kTopKShapes[I];
   kernels::TopKLaunch{.rows = rows, .candidates = a.candidates, .stride = a.stride, .k = a.k, .window = a.window, .threads = S.threads}.check();
-  start(top_k_kernel<I>, dim3(static_cast<unsigned>(rows)), S.threads, S.shared_bytes(), a, stream);
+  require(a.candidates + a.window <= 2147483647, "context must be at most 2147483647");
+  require_aligned(16, {a.scores}, "scores must be aligned to 16 bytes");
+  require_aligned(4, {a.chosen}, "chosen must be aligned to 4 bytes");
+  start(top_k_kernel<I>, dim3(blocks_of(rows)), S.threads, S.shared_bytes(), a, stream);
 }
 template <std::size_t... I>
 void choose_top_k(int shape, const TopKArgs<DeviceCtx>& a, std::int64_t rows, void* stream, std::index_sequence<I...>) {
@@ -196,10 +201,13 @@ void score(const WindowArgs<DeviceCtx>& a, std::int64_t heads, void* stream) {
   require(heads <= 65535, "heads must be at most 65535");
   require(a.max_spans == of.max_spans(), "max_spans must be that of kernels::WindowLaunch");
   require(a.window_divisor > 0 && a.group_divisor > 0, "divisors must be positive");
+  require_aligned(16, {a.q, a.k}, "q and k must be aligned to 16 bytes");
+  require_aligned(8, {a.partial, a.state}, "partial and state must be aligned to 8 bytes");
+  require_aligned(4, {a.scores}, "scores must be aligned to 4 bytes");
   const auto y = static_cast<unsigned>(heads);
-  start(window_states_kernel<I>, dim3(static_cast<unsigned>(a.max_spans), y, static_cast<unsigned>(of.classes())), kWindowThreads, S.states_bytes(a.window), a, stream);
-  start(window_merge_kernel<I>, dim3(static_cast<unsigned>(ceil_div(of.rows(), kWindowThreads)), y), kWindowThreads, 0, a, stream);
-  start(window_weights_kernel<I>, dim3(static_cast<unsigned>(ceil_div(of.candidates(), kWeightKeys)), y), kWindowThreads, S.weights_bytes(a.window), a, stream);
+  start(window_states_kernel<I>, dim3(blocks_of(a.max_spans), y, static_cast<unsigned>(of.classes())), kWindowThreads, S.states_bytes(a.window), a, stream);
+  start(window_merge_kernel<I>, dim3(blocks_of(ceil_div(of.rows(), kWindowThreads)), y), kWindowThreads, 0, a, stream);
+  start(window_weights_kernel<I>, dim3(blocks_of(ceil_div(of.candidates(), kWeightKeys)), y), kWindowThreads, S.weights_bytes(a.window), a, stream);
 }
 template <std::size_t... I>
 void choose_window(int shape, const WindowArgs<DeviceCtx>& a, std::int64_t heads, void* stream, std::index_sequence<I...>) {
@@ -211,7 +219,8 @@ template <std::size_t... I>
 void choose_pool(int shape, const PoolArgs<DeviceCtx>& a, std::int64_t rows, void* stream, std::index_sequence<I...>) {
   kernels::PoolLaunch{.rows = rows, .tokens = a.tokens, .stride = a.stride, .width = a.width}.check();
   require(rows <= 65535, "rows must be at most 65535");
-  const dim3 grid(static_cast<unsigned>(ceil_div(a.tokens, kPoolThreads)), static_cast<unsigned>(rows));
+  require_aligned(4, {a.scores, a.pooled}, "scores must be aligned to 4 bytes");
+  const dim3 grid(blocks_of(ceil_div(a.tokens, kPoolThreads)), static_cast<unsigned>(rows));
   const bool found = ((shape == static_cast<int>(I) ? (start(score_pool_kernel<static_cast<int>(I)>, grid, kPoolThreads, pool_shared_bytes(a.width), a, stream), true) : false) || ...);
   require(found, "shape is no index of kPoolShapes");
 }
