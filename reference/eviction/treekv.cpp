@@ -6,6 +6,7 @@
 //           prompt's blocks begin behind the sinks, and those tokens that fill none stay
 #include <algorithm>
 #include <array>
+#include <optional>
 
 #include "core/arith.hpp"
 #include "core/errors.hpp"
@@ -66,6 +67,10 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
   for (const LayerClass& c : shape.classes)
     if (c.attention_sink) return "learned sink logits: the scores of the last block would need them after the prompt";
   return why_not_rows(shape);
+}
+
+std::optional<std::string> needs_unrotated(const Params& p) {
+  return p.positions == Positions::slot ? std::optional("it rotates keys by their slots (positions=true takes them as they come)") : std::nullopt;
 }
 
 Ledger held(const CacheShape& shape, const History& h, std::int64_t kept) {
@@ -273,7 +278,7 @@ extern constinit const Method treekv{
     .notes = "Reconstructed from a digest of the paper: a block of 64 is assumed. After the prompt the sums of its last block go on, and the cycle starts at the first "
              "pair. Of equal neighbours the older one leaves, so without sinks the beginning of the text is lost. At slot positions outputs equal the full cache bit for bit until the first "
              "eviction, for texts that start at position 0. A step of several tokens attends to all of them, then evicts one after the other.",
-    .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>, .prefill_plan = typed<prefill_plan>, .open = typed<open>,
+    .why_not = typed<why_not>, .needs_unrotated = typed<needs_unrotated>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>, .prefill_plan = typed<prefill_plan>, .open = typed<open>,
 };
 
 }  // namespace kvatlas::methods
