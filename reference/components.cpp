@@ -24,8 +24,9 @@ constexpr Named kNamed[] = {
     {"salient", BitKind::indices}, {"order", BitKind::indices}, {"header", BitKind::indices},
     {"residual", BitKind::residual}, {"edge_rows", BitKind::residual},
     {"rows", BitKind::rows}, {"thin_rows", BitKind::rows}, {"shared_rows", BitKind::rows}, {"sink_rows", BitKind::rows}, {"sinks", BitKind::rows},
-    {"values", BitKind::rows}, {"outliers", BitKind::rows}, {"partial", BitKind::rows}, {"mean", BitKind::rows}, {"mean", BitKind::rows},
-    {"state", BitKind::state}, {"clock", BitKind::state}, {"cursor", BitKind::state}, {"share", BitKind::state}, {"dropped", BitKind::state}, {"dropped", BitKind::state}, {"limit", BitKind::state}, {"share", BitKind::state}, {"mass", BitKind::state}, {"history", BitKind::state},
+    {"values", BitKind::rows}, {"outliers", BitKind::rows}, {"partial", BitKind::rows}, {"mean", BitKind::rows},
+    {"state", BitKind::state}, {"clock", BitKind::state}, {"cursor", BitKind::state}, {"share", BitKind::state}, {"dropped", BitKind::state}, {"limit", BitKind::state},
+    {"mass", BitKind::state}, {"history", BitKind::state},
     {"last_seen", BitKind::state}, {"interval", BitKind::state}, {"queries", BitKind::state}, {"window_queries", BitKind::state}, {"query_moments", BitKind::state},
     {"poison", BitKind::state}};
 

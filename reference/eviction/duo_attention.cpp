@@ -9,11 +9,10 @@
 #include <map>
 
 #include "core/errors.hpp"
-#include "core/kernels/attention.hpp"
-#include "core/kernels/store.hpp"
 #include "reference/primitives/eviction/faces.hpp"
 #include "reference/primitives/eviction/serving.hpp"
 #include "reference/primitives/eviction/trained.hpp"
+#include "reference/primitives/head_classes.hpp"
 #include "reference/primitives/plans.hpp"
 
 namespace kvatlas::methods {
@@ -108,25 +107,7 @@ Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, con
   const std::int64_t tokens = h.tokens().value, windowed = std::min(tokens, p.streaming_rows() + 1);
   for (const LayerClass& c : shape.classes) {
     if (add_state_step(plan, c, h)) continue;
-    const double consumers = 1.0 + static_cast<double>(c.readers.size()) / c.count();
-    const CodeFormat plain = CodeFormat::plain(shape.dtype);
-    plan.add(kernels::Append{.sequences = h.sequences, .kv_heads = c.kv_heads, .k_dim = c.k_dim, .v_dim = c.v_dim, .dtype = shape.dtype, .k_format = plain,
-                             .v_format = plain}
-                 .call(c.count()));
-    const auto attend = [&](std::int64_t heads, std::int64_t rows, std::int64_t layers) {
-      if (heads <= 0 || layers <= 0) return;
-      plan.add(kernels::DecodeAttention{.sequences = h.sequences, .kv_heads = static_cast<int>(heads), .q_per_kv = c.q_per_kv(), .k_dim = c.k_dim, .v_dim = c.v_dim,
-                                        .dtype = shape.dtype, .tokens = Tokens(rows), .k_format = plain, .v_format = plain}
-                   .call(static_cast<double>(layers) * consumers));
-      plan.add(kernels::SpanMerge{.rows = h.sequences * heads * c.q_per_kv(), .v_dim = c.v_dim, .dtype = shape.dtype, .tokens = Tokens(rows)}
-                   .call(static_cast<double>(layers) * consumers));
-    };
-    const auto full = static_cast<std::int64_t>(std::llround(share * c.kv_heads * c.count()));
-    const std::int64_t each = full / c.count(), more = full % c.count();
-    for (const auto& [heads, layers] : {std::pair{each + 1, more}, {each, c.count() - more}}) {
-      attend(heads, tokens, layers);
-      attend(c.kv_heads - heads, windowed, layers);
-    }
+    add_head_classes_step(plan, c, shape.dtype, h, std::llround(share * c.kv_heads * c.count()), tokens, windowed);
   }
   return plan;
 }

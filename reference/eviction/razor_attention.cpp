@@ -18,6 +18,7 @@
 #include "reference/primitives/attention.hpp"
 #include "reference/primitives/eviction/ragged.hpp"
 #include "reference/primitives/eviction/trained.hpp"
+#include "reference/primitives/head_classes.hpp"
 #include "reference/primitives/kept_rows.hpp"
 #include "reference/primitives/numbers.hpp"
 #include "reference/primitives/plans.hpp"
@@ -115,19 +116,19 @@ Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h
   return ledger;
 }
 
-/// Both kinds of heads are two calls of attention; the mean stands for both. The pair of means is one more entry.
+/// Two calls of attention a layer; the pair of means is one more entry.
 Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts& counts) {
   Plan plan;
-  const std::int64_t tokens = std::max<std::int64_t>(1, h.tokens().value), rows = std::max<std::int64_t>(1, p.short_rows(tokens)), all = stored_heads(shape, h);
+  const std::int64_t tokens = std::max<std::int64_t>(1, h.tokens().value), before = p.short_rows(tokens - 1), all = std::max<std::int64_t>(1, stored_heads(shape, h));
+  const bool folds = before < tokens - 1;
   for (const LayerClass& c : shape.classes) {
     if (add_state_step(plan, c, h)) continue;
-    const std::int64_t heads = std::int64_t{c.kv_heads} * c.count(), cut = expected_short(p, shape, c);
-    const std::int64_t expected = ((heads - cut) * tokens + cut * (rows + (rows < tokens ? 1 : 0))) / heads;
-    const std::int64_t mean = counts.empty() ? expected : counts.get("kept_rows", 0) / std::max<std::int64_t>(1, all);
-    add_kept_step(plan, c, shape.dtype, h, {.tokens = Tokens(std::max<std::int64_t>(1, mean))});
+    const std::int64_t heads = std::int64_t{c.kv_heads} * c.count(), counted = counts.get("short_heads", -1);
+    const std::int64_t cut = counted < 0 ? expected_short(p, shape, c) : heads * counted / all;
+    add_head_classes_step(plan, c, shape.dtype, h, heads - cut, tokens, before + 1 + (folds ? 1 : 0));
     for (const int dim : {c.k_dim, c.v_dim})  // the oldest row behind the sinks joins the means; the new one takes its slot
       plan.add(kernels::WeightedMerge{.heads = std::int64_t{h.sequences} * cut, .rows = 1, .row_bytes = std::int64_t{dim} * bytes_of(shape.dtype), .dim = dim}
-                   .call(rows < tokens && cut > 0 ? 1 : 0));
+                   .call(folds && cut > 0 ? 1 : 0));
   }
   return plan;
 }
