@@ -16,7 +16,7 @@ _COMPONENTS = (
     "index labels channels lengths page_max page_min summaries tree positions bitmaps offsets outlier_channels important salient order header",
     "residual edge_rows",
     "rows thin_rows shared_rows sink_rows sinks values outliers partial mean",
-    "state clock limit share dropped mass queries query_moments window_queries last_seen interval history poison")
+    "state clock cursor limit share dropped mass queries query_moments window_queries last_seen interval history poison")
 _KIND_OF = {name: kind for kind, names in enumerate(_COMPONENTS) for name in names.split()}
 
 
