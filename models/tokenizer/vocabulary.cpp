@@ -7,7 +7,7 @@ namespace kvatlas::models {
 
 namespace {
 
-constexpr std::size_t kMaxTokens = std::size_t{1} << 24;
+constexpr std::size_t kMaxVocabulary = std::size_t{1} << 24;
 
 std::optional<TokenId> special_id(const Gguf& file, std::string_view key, std::size_t tokens) {
   const std::optional<std::int64_t> id = file.integer(key);
@@ -48,8 +48,8 @@ std::unordered_map<std::string_view, TokenId> Vocabulary::by_text() const {
 
 Vocabulary read_vocabulary(const Gguf& file) {
   const auto tokens = file.texts("tokenizer.ggml.tokens");
-  if (!tokens || tokens->empty() || tokens->size() > kMaxTokens)
-    throw IoError(cat(file.name, ": tokenizer.ggml.tokens lists ", tokens ? tokens->size() : 0, " tokens, must be 1 to ", kMaxTokens));
+  if (!tokens || tokens->empty() || tokens->size() > kMaxVocabulary)
+    throw IoError(cat(file.name, ": tokenizer.ggml.tokens lists ", tokens ? tokens->size() : 0, " tokens, must be 1 to ", kMaxVocabulary));
   Vocabulary out;
   out.texts.assign(tokens->begin(), tokens->end());
   out.kinds.assign(tokens->size(), TokenKind::normal);

@@ -6,6 +6,7 @@ import pytest
 
 if path := os.environ.get("KVATLAS_PYTHONPATH"):
     sys.path.insert(0, path)
+    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (path, os.environ.get("PYTHONPATH")) if p)  # what a test starts finds it too
 
 
 @pytest.fixture
