@@ -31,14 +31,14 @@ void check_prompt(Tokens prompt, Tokens context) {
 
 }  // namespace
 
-StepFigures Evaluator::step(Tokens context, int batch) const { return step(context, context, batch); }
+StepFigures Evaluator::step(Tokens context, int batch, StepMemo* memo) const { return step(context, context, batch, memo); }
 
-StepFigures Evaluator::step(Tokens prompt, Tokens context, int batch) const {
+StepFigures Evaluator::step(Tokens prompt, Tokens context, int batch, StepMemo* memo) const {
   check_sizes(model(), context, batch);
   check_prompt(prompt, context);
   const StepModel& s = model();
-  const Totals t = s.decode(prompt, context, batch);
-  const MemoryTerms m = s.memory(prompt, context, batch);
+  const Totals t = s.decode(prompt, context, batch, Tokens(0), memo);
+  const MemoryTerms m = s.memory(prompt, context, batch, Tokens(0), memo);
   const Interval i = s.interval(context, t);
   const double rounds = 1.0 / s.emitted();  // a round of speculation emits several tokens; figures are for one
   StepFigures f;

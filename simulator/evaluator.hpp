@@ -108,6 +108,7 @@ struct WorkloadFigures {
 };
 
 class StepModel;
+struct StepMemo;
 
 /// Immutable after construction, safe to share between threads.
 class Evaluator {
@@ -120,11 +121,12 @@ class Evaluator {
 
   const Deployment& deployment() const;
   /// The microscope: one decode step at `context` cached tokens. Allocation-free for recipes of uniform methods.
-  StepFigures step(Tokens context, int batch) const;
+  /// `memo`, of this evaluator and of one thread, spares what the steps asked before have in common.
+  StepFigures step(Tokens context, int batch, StepMemo* memo = nullptr) const;
   StepExplained explain_step(Tokens context, int batch) const;
   /// The same step of sequences whose first `prompt` tokens came as the prompt and the others were generated; the microscope
   /// takes the whole context for the prompt.
-  StepFigures step(Tokens prompt, Tokens context, int batch) const;
+  StepFigures step(Tokens prompt, Tokens context, int batch, StepMemo* memo = nullptr) const;
   StepExplained explain_step(Tokens prompt, Tokens context, int batch) const;
   /// Time of processing `batch` prompts of `prompt` tokens, the method's own work included.
   double prefill_s(Tokens prompt, int batch) const;

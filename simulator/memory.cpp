@@ -4,13 +4,19 @@
 #include <fmt/core.h>
 
 #include "core/errors.hpp"
-#include "simulator/step_model.hpp"
+#include "simulator/step_memo.hpp"
 
 namespace kvatlas::sim {
 
 double StepModel::available_bytes() const { return *d_.gpu.memory_bytes.value * d_.gpu_memory_utilization; }
 
-MemoryTerms StepModel::memory(Tokens prompt, Tokens context, int batch, Tokens shared) const {
+double StepModel::prompt_extra_bytes(Tokens prompt) const {
+  // Prompts are processed one after the other, so one sequence at a time holds its uncompressed rows.
+  const Ledger one = recipe_.running_ledger(history(prompt, Tokens(0), 1));
+  return static_cast<double>((one.peak() - one.total()).value) * stage_share_;
+}
+
+MemoryTerms StepModel::memory(Tokens prompt, Tokens context, int batch, Tokens shared, StepMemo* memo) const {
   const int sequences = replica_batch(batch);
   // A sequence owns whole pages: the ledger of the rounded length is what the allocator hands out.
   const Tokens allocated(round_up(context.value, engine_->page.value));
@@ -20,9 +26,12 @@ MemoryTerms StepModel::memory(Tokens prompt, Tokens context, int batch, Tokens s
   MemoryTerms m;
   m.weights = matrices_.weight_bytes() * stage_share_;
   m.cache = static_cast<double>(recipe_.running_ledger(history(asked, allocated - asked, sequences, shared)).high_water().value) * stage_share_;
-  // Prompts are processed one after the other, so one sequence at a time holds its uncompressed rows.
-  const Ledger one = recipe_.running_ledger(history(prompt, Tokens(0), 1));
-  m.prefill_extra = static_cast<double>((one.peak() - one.total()).value) * stage_share_;
+  if (memo == nullptr) {
+    m.prefill_extra = prompt_extra_bytes(prompt);
+  } else {
+    if (memo->prompt != prompt) memo->prompt_extra = prompt_extra_bytes(prompt), memo->prompt = prompt;
+    m.prefill_extra = memo->prompt_extra;
+  }
   const double chunk = static_cast<double>(whole_prompt_ ? prompt.value : std::min(prompt.value, d_.chunk.value));
   m.workspace = static_cast<double>(engine_->workspace.value) + chunk * (4.0 * hidden_ + matrices_.widest()) * 2.0 +
                 static_cast<double>(sequences) * matrices_.vocabulary_of_rank() * 4.0;

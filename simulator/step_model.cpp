@@ -6,6 +6,7 @@
 #include "core/errors.hpp"
 #include "simulator/constants.hpp"
 #include "simulator/fit.hpp"
+#include "simulator/step_memo.hpp"
 
 namespace kvatlas::sim {
 
@@ -92,6 +93,18 @@ void Totals::add(const Part& p) {
   uncalibrated = uncalibrated || p.uncalibrated;
 }
 
+void Totals::add(const Totals& other) {
+  for (std::size_t i = 0; i < by_category.size(); ++i) by_category[i] += other.by_category[i];
+  for (std::size_t i = 0; i < by_bound.size(); ++i) by_bound[i] += other.by_bound[i];
+  seconds += other.seconds;
+  ideal_s += other.ideal_s;
+  released_s += other.released_s;
+  bytes += other.bytes;
+  flops += other.flops;
+  cache_read_bytes += other.cache_read_bytes;
+  uncalibrated = uncalibrated || other.uncalibrated;
+}
+
 Bound Totals::bound() const {
   return static_cast<Bound>(std::max_element(by_bound.begin(), by_bound.end()) - by_bound.begin());
 }
@@ -157,9 +170,23 @@ double StepModel::collective_s(double bytes) const {
   return constant(C::collective_base_s) + constant(C::collective_rank_s) * ranks + bytes / link_bandwidth_;
 }
 
-Totals StepModel::decode(Tokens prompt, Tokens context, int batch, Tokens shared) const {
+Totals StepModel::decode_pass(double tokens, int sequences) const {
   Totals totals;
-  decode_parts(prompt, context, batch, shared, [&totals](const Part& p) { totals.add(p); });
+  decode_pass_parts(tokens, sequences, [&totals](const Part& p) { totals.add(p); });
+  return totals;
+}
+
+Totals StepModel::decode(Tokens prompt, Tokens context, int batch, Tokens shared, StepMemo* memo) const {
+  Totals totals;
+  const int sequences = micro_batch(batch);
+  const double tokens = decode_kernel_parts(prompt, context, sequences, shared, [&totals](const Part& p) { totals.add(p); });
+  if (memo == nullptr) {
+    totals.add(decode_pass(tokens, sequences));
+    return totals;
+  }
+  StepMemo::Pass& pass = memo->passes[sequences];
+  if (pass.tokens != tokens) pass = {.tokens = tokens, .totals = decode_pass(tokens, sequences)};
+  totals.add(pass.totals);
   return totals;
 }
 

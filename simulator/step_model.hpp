@@ -34,6 +34,7 @@ struct Totals {
   bool uncalibrated = false;
 
   void add(const Part& p);
+  void add(const Totals& other);
   Bound bound() const;  // what most of the time is spent on
 };
 
@@ -42,6 +43,8 @@ struct MemoryTerms {
   double weights = 0, cache = 0, workspace = 0, prefill_extra = 0;
   double total() const { return weights + cache + workspace + prefill_extra; }
 };
+
+struct StepMemo;
 
 class StepModel {
  public:
@@ -79,12 +82,13 @@ class StepModel {
   /// Bytes/s of the link over which GPUs of one deployment talk.
   double link_bandwidth() const { return link_bandwidth_; }
 
-  Totals decode(Tokens prompt, Tokens context, int batch, Tokens shared = Tokens(0)) const;
+  /// Kernels and the rest of the pass are summed apart, so that a memo's sums have the same bits.
+  Totals decode(Tokens prompt, Tokens context, int batch, Tokens shared = Tokens(0), StepMemo* memo = nullptr) const;
   Totals prefill(Tokens prompt, int batch) const;
   /// Tokens that a step emits for each sequence: 1 but for speculation.
   double emitted() const { return emitted_; }
 
-  MemoryTerms memory(Tokens prompt, Tokens context, int batch, Tokens shared = Tokens(0)) const;
+  MemoryTerms memory(Tokens prompt, Tokens context, int batch, Tokens shared = Tokens(0), StepMemo* memo = nullptr) const;
   double available_bytes() const;
   /// Sequences of this length that fit on all replicas together.
   std::int64_t max_batch(Tokens prompt, Tokens context, Tokens shared = Tokens(0)) const;
@@ -107,10 +111,20 @@ class StepModel {
 
  private:
   Part kernel_part(const KernelCall& call) const;
+  /// The method's kernels; returns the rows that the step carries through the matrices.
+  template <class Sink>
+  double decode_kernel_parts(Tokens prompt, Tokens context, int sequences, Tokens shared, Sink&& sink) const;
+  /// The rest of the step: what the context does not change.
+  template <class Sink>
+  void decode_pass_parts(double tokens, int sequences, Sink&& sink) const;
+  Totals decode_pass(double tokens, int sequences) const;
+  double prompt_extra_bytes(Tokens prompt) const;
   template <class Sink>
   void pass_parts(double tokens, double heads_rows, double sequences, double passes, Sink&& sink) const;
   double collective_s(double bytes) const;
   int replica_batch(int batch) const { return static_cast<int>(ceil_div(batch, d_.dp)); }
+  /// Pipeline stages work on one micro-batch each, so a step of the whole batch costs every layer at the micro-batch.
+  int micro_batch(int batch) const { return static_cast<int>(ceil_div(replica_batch(batch), d_.pp)); }
   History history(Tokens prompt, Tokens generated, int sequences, Tokens shared = Tokens(0)) const;
   Plan decode_plan(Tokens prompt, Tokens context, int sequences, Tokens shared) const;
 

@@ -50,9 +50,7 @@ void StepModel::pass_parts(double tokens, double heads_rows, double sequences, d
 }
 
 template <class Sink>
-void StepModel::decode_parts(Tokens prompt, Tokens context, int batch, Tokens shared, Sink&& sink) const {
-  // Pipeline stages work on one micro-batch each, so a step of the whole batch costs every layer at the micro-batch.
-  const int sequences = static_cast<int>(ceil_div(replica_batch(batch), d_.pp));
+double StepModel::decode_kernel_parts(Tokens prompt, Tokens context, int sequences, Tokens shared, Sink&& sink) const {
   const Plan plan = decode_plan(prompt, context, sequences, shared);
   double rows = 0, attentions = 0;
   for (const KernelCall& call : plan.calls()) {
@@ -60,12 +58,23 @@ void StepModel::decode_parts(Tokens prompt, Tokens context, int batch, Tokens sh
     if (call.kernel == KernelId::decode_attention) rows += call.launches * call.queries, attentions += call.launches;
   }
   // A round of speculation carries its drafted tokens through every matrix.
-  const double tokens = sequences * (attentions > 0 ? rows / attentions : 1.0);
+  return sequences * (attentions > 0 ? rows / attentions : 1.0);
+}
+
+template <class Sink>
+void StepModel::decode_pass_parts(double tokens, int sequences, Sink&& sink) const {
   pass_parts(tokens, tokens, sequences, 1, sink);
   if (speculates_) {
     const double draft = constant(C::draft_work) * matrices_.seconds(sequences, sequences);
     sink(Part{.name = "draft", .category = Category::method, .bound = Bound::memory, .seconds = draft, .ideal_s = draft, .released_s = draft, .launches = 1});
   }
+}
+
+template <class Sink>
+void StepModel::decode_parts(Tokens prompt, Tokens context, int batch, Tokens shared, Sink&& sink) const {
+  const int sequences = micro_batch(batch);
+  const double tokens = decode_kernel_parts(prompt, context, sequences, shared, sink);
+  decode_pass_parts(tokens, sequences, sink);
 }
 
 template <class Sink>

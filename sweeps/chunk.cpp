@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "core/errors.hpp"
+#include "simulator/step_memo.hpp"
 
 namespace kvatlas::sweep {
 
@@ -27,6 +28,7 @@ double decode_rate(const sim::WorkloadFigures& f) { return f.step_s > 0 ? static
 void Baseline::prepare() {
   if (sim::why_not(group_->baseline)) return;
   evaluator_.emplace(group_->baseline);
+  sim::StepMemo memo;
   contexts_.resize(spec_->contexts.size());
   for (std::size_t i = 0; i < contexts_.size(); ++i) {
     const Tokens context = spec_->contexts[i];
@@ -35,7 +37,7 @@ void Baseline::prepare() {
     for (const int b : batches_at(spec_->batches, max_batch)) {
       if (b > max_batch) break;
       at.batches.push_back(b);
-      at.step_s.push_back(evaluator_->step(context, b).step_s);
+      at.step_s.push_back(evaluator_->step(context, b, &memo).step_s);
     }
     if (max_batch > 0) {
       const int largest = static_cast<int>(std::min<std::int64_t>(max_batch, std::numeric_limits<int>::max()));
@@ -90,6 +92,7 @@ void evaluate_chunk(const ChunkInput& in, const std::function<bool(Block&&)>& em
       throw IoError(cat("the store holds other figures for ", in.configuration->text, " at context ", in.sample->context.value, ", batch ",
                         in.sample->batch, ": it was written by other code, sweep into a new file and compare the two with diff"));
   }
+  sim::StepMemo memo;
   const PointHasher key_of(in.configuration->key);
   for (std::size_t i = 0; i < spec.contexts.size(); ++i) {
     const Tokens context = spec.contexts[i];
@@ -111,7 +114,7 @@ void evaluate_chunk(const ChunkInput& in, const std::function<bool(Block&&)>& em
         ++block.skipped;
         continue;
       }
-      p.figures = evaluator.step(context, b);
+      p.figures = evaluator.step(context, b, &memo);
       p.size_factor = size_factor;
       p.speedup = in.baseline->step_s(i, b) / p.figures.step_s;
       p.throughput_gain = plain != nullptr && plain->tokens_per_s > 0 ? p.figures.tokens_per_s(b) / plain->tokens_per_s : kUnknown;

@@ -20,17 +20,9 @@ using namespace kvatlas::test;
 
 namespace {
 
-Array first_batch(const NamedTensor& t) {
-  Array a({t.dims[1], t.dims[2], t.dims[3]});
-  a.values() = t.values;
-  return a;
-}
-
-std::int64_t whole(const GoldenCase& g, const char* parameter) { return g.parameter<std::int64_t>(parameter); }
-
 /// Keys alone; queries do not count.
 Traced by_keys(const GoldenCase& g) {
-  const Array k = first_batch(g.floats("k"));
+  const Array k = without_batch(g.floats("k"));
   const Array q({k.dims()[0], k.dims()[1], k.dims()[2]});
   return Traced(q.view(), k.view());
 }
@@ -142,8 +134,8 @@ TEST_CASE("mean observed attention ranks tokens as kvpress does", "[golden][evic
 
 TEST_CASE("attention within chunks without a mask ranks tokens as kvpress does", "[golden][eviction]") {
   for (const GoldenCase& g : golden_cases("non_causal_attn")) {
-    Array q = first_batch(g.floats("q_pre"));
-    const Array k = first_batch(g.floats("k")), v = first_batch(g.floats("v"));
+    Array q = without_batch(g.floats("q_pre"));
+    const Array k = without_batch(g.floats("k")), v = without_batch(g.floats("v"));
     const int dim = static_cast<int>(k.dims()[2]);
     std::vector<std::int64_t> positions;
     for (std::int64_t t = 0; t < k.dims()[1]; ++t) positions.push_back(t);

@@ -27,8 +27,6 @@ struct Ours {
 using SettingOf = std::function<Ours(const GoldenCase&)>;
 
 bool has(const GoldenCase& g, const char* parameter) { return g.parameters().contains(parameter); }
-std::int64_t whole(const GoldenCase& g, const char* parameter) { return g.parameter<std::int64_t>(parameter); }
-
 /// kvpress cases carry the layer in their name: ..._layer3of6
 void read_layer(const std::string& name, Ours& ours) {
   const auto at = name.find("_layer");
@@ -166,12 +164,6 @@ const std::map<std::string, SettingOf>& methods_compared() {
       {"expected_attention", expected_attention}, {"lagkv", lagkv}, {"cur", cur}, {"cap", cap}, {"criticalkv", criticalkv},
       {"chunkkv", chunkkv}, {"headkv", headkv}, {"simlayerkv", simlayerkv}, {"finch", finch}, {"key_rerotation", key_rerotation}};
   return table;
-}
-
-Array without_batch(const NamedTensor& t) {
-  Array a({t.dims[1], t.dims[2], t.dims[3]});
-  a.values() = t.values;
-  return a;
 }
 
 /// What trained files hold, under our names.

@@ -14,13 +14,13 @@ using namespace kvatlas::test;
 
 namespace {
 
-struct Case {
+struct GearCase {
   int heads, tokens, dim, bits, rank;
   gear_parts::Settings s;
 };
 
-Case settings_of(const GoldenCase& golden, Side side) {
-  Case c{.heads = golden.parameter<int>("kv_heads"), .tokens = golden.parameter<int>("tokens"), .dim = golden.parameter<int>("head_dim"),
+GearCase settings_of(const GoldenCase& golden, Side side) {
+  GearCase c{.heads = golden.parameter<int>("kv_heads"), .tokens = golden.parameter<int>("tokens"), .dim = golden.parameter<int>("head_dim"),
          .bits = golden.parameter<int>("bits"), .rank = golden.parameter<int>("rank"), .s = {}};
   const int group = golden.parameter<int>(side == Side::key ? "k_group_tokens" : "v_group_channels");
   const bool whole = group == (side == Side::key ? c.tokens : c.heads * c.dim) && group != c.dim;
@@ -32,7 +32,7 @@ Case settings_of(const GoldenCase& golden, Side side) {
 
 /// Arrays of the released order: keys [group, kv_head * channel], values [token, group]; codes with the group's elements in
 /// the place of the group (keys: before the channel).
-void check_codes(const GoldenCase& golden, const Case& c, const gear_parts::Block& block) {
+void check_codes(const GoldenCase& golden, const GearCase& c, const gear_parts::Block& block) {
   const bool keys = c.s.side == Side::key;
   const std::string name = keys ? "k_" : "v_";
   if (!golden.has(name + "codes")) return;
@@ -64,7 +64,7 @@ void check_codes(const GoldenCase& golden, const Case& c, const gear_parts::Bloc
   check_exact(golden, name + "codes", codes);
 }
 
-void check_outliers(const GoldenCase& golden, const Case& c, const gear_parts::Block& block) {
+void check_outliers(const GoldenCase& golden, const GearCase& c, const gear_parts::Block& block) {
   const std::string name = c.s.side == Side::key ? "k_" : "v_";
   if (!golden.has(name + "smallest_index")) return;
   const std::int64_t m = gear_parts::outliers_each_side(c.s, block.rows), width = gear_parts::index_bytes(c.s, block.rows);
@@ -88,10 +88,10 @@ double distance(std::span<const float> a, std::span<const float> b) {
   return std::sqrt(sum);
 }
 
-void check_side(const GoldenCase& golden, Side side) {
+void check_gear_side(const GoldenCase& golden, Side side) {
   const std::string name = side == Side::key ? "k" : "v";
   if (!golden.has(name)) return;
-  const Case c = settings_of(golden, side);
+  const GearCase c = settings_of(golden, side);
   const NamedTensor given = golden.floats(name);
   const View<const float> rows = view_of(given, {c.heads, c.tokens, c.dim});
   const gear_parts::Block block = gear_parts::encode_block(c.s, rows, true, {.seed = 1});
@@ -121,8 +121,8 @@ TEST_CASE("GEAR codes, picks outliers and corrects errors as the released simula
     const bool tail = golden.parameter<int>("tokens") % golden.parameter<int>("k_group_tokens") != 0;
     if (degenerate) continue;
     ++compared;
-    if (!tail) check_side(golden, Side::key);  // a key tail stays plain there, in a buffer here
-    check_side(golden, Side::value);
+    if (!tail) check_gear_side(golden, Side::key);  // a key tail stays plain there, in a buffer here
+    check_gear_side(golden, Side::value);
   }
   REQUIRE(compared >= 3);
 }

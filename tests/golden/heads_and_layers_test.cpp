@@ -15,8 +15,6 @@ using namespace kvatlas::test;
 
 namespace {
 
-std::int64_t whole(const GoldenCase& g, const char* parameter) { return g.parameter<std::int64_t>(parameter); }
-
 /// Numbered values, so that rows name their tokens; keys and queries do not count.
 void feed(KvCache& cache, const CacheShape& shape, int layer, std::int64_t first, std::int64_t n) {
   const LayerClass& c = shape.class_of(layer);
@@ -39,12 +37,6 @@ std::vector<std::int64_t> held(const KvCache& cache, const CacheShape& shape, in
     tokens.push_back(static_cast<std::int64_t>(token));
   }
   return tokens;
-}
-
-Array without_batch(const NamedTensor& t) {
-  Array a({t.dims[1], t.dims[2], t.dims[3]});
-  a.values() = t.values;
-  return a;
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ void add_words(const NamedBuffer& b, std::vector<std::int64_t>& to) {
   }
 }
 
-void check_side(const GoldenCase& golden, Side side) {
+void check_mustafar_side(const GoldenCase& golden, Side side) {
   const std::string name = side == Side::key ? "k" : "v";
   const int heads = golden.parameter<int>("kv_heads"), tokens = golden.parameter<int>("tokens"), dim = golden.parameter<int>("head_dim");
   const MethodChoice m = parse_choice(cat("mustafar:k_sparsity=", golden.parameter<double>("sparsity"), ",v_sparsity=",
@@ -74,8 +74,8 @@ TEST_CASE("Mustafar packs the bitmaps, offsets and values of the released code",
     if (!golden.has("k_bitmap")) continue;  // the whole folder has flows and output-aware scores, too
     CAPTURE(golden.name());
     ++compared;
-    check_side(golden, Side::key);
-    check_side(golden, Side::value);
+    check_mustafar_side(golden, Side::key);
+    check_mustafar_side(golden, Side::value);
   }
   REQUIRE(compared >= 3);
 }

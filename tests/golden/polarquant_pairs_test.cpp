@@ -26,7 +26,7 @@ void check_codes(const GoldenCase& golden, const std::string& array, const std::
   CHECK(static_cast<double>(other) <= 2e-3 * static_cast<double>(theirs.size()));
 }
 
-void check_case(const GoldenCase& golden) {
+void check_pairs(const GoldenCase& golden) {
   const NamedTensor k = golden.floats("k");
   const IntTensor angle_code = golden.integers("angle_code");
   const int heads = golden.parameter<int>("kv_heads"), dim = golden.parameter<int>("head_dim");
@@ -68,6 +68,6 @@ void check_case(const GoldenCase& golden) {
 TEST_CASE("polarquant_pairs agrees with the released code", "[golden]") {
   for (const GoldenCase& golden : golden_cases("polarquant_pairs")) {
     CAPTURE(golden.name());
-    check_case(golden);
+    check_pairs(golden);
   }
 }

@@ -13,14 +13,6 @@ using namespace kvatlas::test;
 
 namespace {
 
-std::int64_t whole(const GoldenCase& g, const char* parameter) { return g.parameter<std::int64_t>(parameter); }
-
-Array without_batch(const NamedTensor& t) {
-  Array a({t.dims[1], t.dims[2], t.dims[3]});
-  a.values() = t.values;
-  return a;
-}
-
 /// The case's queries and keys where it has them, with values that number the tokens; nothing but numbers for other layers and steps.
 void feed(KvCache& cache, const GoldenCase& g, const CacheShape& shape, int layer, std::int64_t first, std::int64_t n) {
   const LayerClass& c = shape.class_of(layer);

@@ -16,7 +16,7 @@ std::vector<std::int64_t> packed(const std::vector<std::uint8_t>& bits) {
   return bytes;
 }
 
-void check_case(const GoldenCase& golden, const std::string& prefix) {
+void check_qjl(const GoldenCase& golden, const std::string& prefix) {
   const NamedTensor k = golden.floats("k"), given = golden.floats("projection");
   const int heads = golden.parameter<int>("kv_heads"), dim = golden.parameter<int>("head_dim"), m = golden.parameter<int>("sketch_bits");
   const int m_out = golden.parameter<int>("outlier_sketch_bits"), count = golden.parameter<int>("outlier_channels");
@@ -80,6 +80,6 @@ void check_case(const GoldenCase& golden, const std::string& prefix) {
 TEST_CASE("qjl agrees with the released sketch", "[golden]") {
   for (const GoldenCase& golden : golden_cases("qjl")) {
     CAPTURE(golden.name());
-    check_case(golden, golden.has("prefill_outlier_channels") ? "prefill_" : "");
+    check_qjl(golden, golden.has("prefill_outlier_channels") ? "prefill_" : "");
   }
 }

@@ -12,7 +12,7 @@ using namespace kvatlas::test;
 
 namespace {
 
-struct Case {
+struct QuestCase {
   NamedTensor q, k, v;
   int q_heads = 0, kv_heads = 0, dim = 0;
   std::int64_t tokens = 0, page = 0;
@@ -21,7 +21,7 @@ struct Case {
   View<const float> values() const { return view_of(v, {kv_heads, tokens, dim}); }
 };
 
-std::vector<float> page_scores(const Case& c, int q_head) {
+std::vector<float> page_scores(const QuestCase& c, int q_head) {
   std::vector<float> scores;
   for (std::int64_t first = 0; first < c.tokens; first += c.page) {
     const quest::Bounds b = quest::bounds_of(c.keys()[q_head / (c.q_heads / c.kv_heads)], with_tail({}, first, std::min(first + c.page, c.tokens)));
@@ -38,7 +38,7 @@ std::vector<float> sorted_at(const std::vector<float>& scores, std::span<const s
 }
 
 /// The cache's own output of the last token, the others as its prompt.
-std::vector<float> run_cache(const Case& c, std::int64_t budget) {
+std::vector<float> run_cache(const QuestCase& c, std::int64_t budget) {
   const MethodChoice choice = parse_choice(cat("quest:dense_layers=0,last_page=python,page=", c.page, ",budget=", budget));
   const auto cache = choice.method->open(choice.row, uniform_shape(1, c.q_heads, c.kv_heads, c.dim, Dtype::f32), {});
   std::vector<std::int64_t> positions(static_cast<std::size_t>(c.tokens));
@@ -60,7 +60,7 @@ TEST_CASE("page bounds, chosen pages and outputs agree with the evaluation code"
   for (const GoldenCase& golden : golden_cases("quest")) {
     if (!golden.has("page_scores")) continue;
     CAPTURE(golden.name());
-    Case c{.q = golden.floats("q"), .k = golden.floats("k"), .v = golden.floats("v"), .q_heads = golden.parameter<int>("q_heads"),
+    QuestCase c{.q = golden.floats("q"), .k = golden.floats("k"), .v = golden.floats("v"), .q_heads = golden.parameter<int>("q_heads"),
            .kv_heads = golden.parameter<int>("kv_heads"), .dim = golden.parameter<int>("head_dim"),
            .tokens = golden.parameter<std::int64_t>("tokens"), .page = golden.parameter<std::int64_t>("chunk_size")};
     const auto budget = golden.parameter<std::int64_t>("token_budget");
@@ -104,7 +104,7 @@ TEST_CASE("bounds of all pages but the last agree with the estimation reference"
     if (!golden.has("bounds")) continue;
     CAPTURE(golden.name());
     const int heads = golden.parameter<int>("heads");
-    const Case c{.q = golden.floats("q"), .k = golden.floats("k"), .v = {}, .q_heads = heads, .kv_heads = heads,
+    const QuestCase c{.q = golden.floats("q"), .k = golden.floats("k"), .v = {}, .q_heads = heads, .kv_heads = heads,
                  .dim = golden.parameter<int>("head_dim"), .tokens = golden.parameter<std::int64_t>("tokens"),
                  .page = golden.parameter<std::int64_t>("page_size")};
     std::vector<float> bounds;

@@ -9,16 +9,6 @@
 using namespace kvatlas;
 using namespace kvatlas::test;
 
-namespace {
-
-Array without_batch(const NamedTensor& t) {
-  Array a({t.dims[1], t.dims[2], t.dims[3]});
-  a.values() = t.values;
-  return a;
-}
-
-}  // namespace
-
 TEST_CASE("ThinK: the same channels of every head stay, and the same values of older keys", "[golden][eviction]") {
   for (const GoldenCase& g : golden_cases("think")) {
     CAPTURE(g.name());

@@ -154,6 +154,14 @@ View<const float> view_of(const NamedTensor& tensor, std::initializer_list<std::
   return view;
 }
 
+Array without_batch(const NamedTensor& tensor) {
+  Array a({tensor.dims.at(1), tensor.dims.at(2), tensor.dims.at(3)});
+  a.values() = tensor.values;
+  return a;
+}
+
+std::int64_t whole(const GoldenCase& golden, const char* parameter) { return golden.parameter<std::int64_t>(parameter); }
+
 void GoldenTable::row(std::string_view slug, std::string_view name, std::string_view array, std::string_view kind, double error,
                       double bound, bool pass) {
   Rows::of_process().add({std::string(slug), std::string(name), std::string(array), std::string(kind), error, bound, pass});

@@ -66,6 +66,12 @@ std::vector<GoldenCase> golden_cases(const std::string& slug);
 /// The values as a view of these axes (up to four; leading axes of one may be left out).
 View<const float> view_of(const NamedTensor& tensor, std::initializer_list<std::int64_t> dims);
 
+/// [1, heads, tokens, dim] without its first axis.
+Array without_batch(const NamedTensor& tensor);
+
+/// A whole-number parameter of the official call.
+std::int64_t whole(const GoldenCase& golden, const char* parameter);
+
 /// Comparisons that went through the functions below, written as Markdown to the path in KVATLAS_GOLDEN_TABLE at exit.
 class GoldenTable {
  public:

@@ -18,12 +18,6 @@ Array copy_of(View<const float> from) {
   return to;
 }
 
-Array without_batch(const NamedTensor& tensor) {
-  Array a({tensor.dims[1], tensor.dims[2], tensor.dims[3]});
-  a.values() = tensor.values;
-  return a;
-}
-
 }  // namespace
 
 Traced::Traced(View<const float> q, View<const float> k) : Traced(copy_of(q), copy_of(k)) {}

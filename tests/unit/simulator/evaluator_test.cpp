@@ -2,6 +2,7 @@
 
 #include "core/errors.hpp"
 #include "models/registry.hpp"
+#include "simulator/step_memo.hpp"
 #include "tests/catch.hpp"
 
 using namespace kvatlas;
@@ -33,6 +34,27 @@ TEST_CASE("the parts of a step add up to it and are sorted by time", "[unit]") {
   CHECK(x.formulas.size() >= 4);
   const StepExplained p = e.explain_prefill(Tokens(8192), 2);
   CHECK(p.figures.step_s == e.prefill_s(Tokens(8192), 2));
+}
+
+TEST_CASE("a step has the same bits whether or not others were asked before it", "[unit]") {
+  for (const char* recipe : {"full", "kivi", "snapkv", "specpv", "pyramidkv"}) {
+    INFO(recipe);
+    Deployment d = llama();
+    d.recipe = Recipe::parse(recipe);
+    d.pp = 2;
+    const Evaluator e(d);
+    StepMemo memo;
+    for (const std::int64_t context : {4096, 8192, 8192, 5000, 4096})
+      for (const int batch : {1, 2, 7, 8, 2}) {
+        const StepFigures kept = e.step(Tokens(context), batch, &memo), fresh = e.step(Tokens(context), batch);
+        CHECK(kept.step_s == fresh.step_s);
+        CHECK(kept.matrix_s == fresh.matrix_s);
+        CHECK(kept.peak_bytes == fresh.peak_bytes);
+        CHECK(kept.energy_j == fresh.energy_j);
+        CHECK(kept.bound == fresh.bound);
+      }
+    CHECK(memo.passes.size() == 2);  // two stages: micro-batches of 1 and 4
+  }
 }
 
 TEST_CASE("a decode step of Llama-3.1-8B reads weights and cache at about the bandwidth of an H100", "[unit]") {

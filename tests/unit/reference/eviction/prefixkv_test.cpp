@@ -12,8 +12,8 @@ namespace {
 
 using Kept = std::vector<std::int64_t>;
 
-/// Ten prompt tokens and six more; query t looks at one token with nearly all of its weight: 0 four times, 4 three times, 7 twice, 9 once.
-Traced looks() {
+/// Ten prompt tokens and six more; query t prompt_looks at one token with nearly all of its weight: 0 four times, 4 three times, 7 twice, 9 once.
+Traced prompt_looks() {
   const std::vector<int> of{0, 0, 0, 0, 4, 4, 4, 7, 7, 9, 10, 11, 12, 13, 14, 15};
   const auto n = static_cast<std::int64_t>(of.size());
   Array q({1, n, n}), k({1, n, n});
@@ -26,7 +26,7 @@ Traced looks() {
 
 /// What is held after the prompt and after each of `steps` steps.
 std::vector<Kept> held(const std::string& setting, int steps, const TensorMap* file = nullptr) {
-  const Traced run = looks();
+  const Traced run = prompt_looks();
   const MethodChoice m = parse_choice(setting);
   const auto cache = m.method->open(m.row, run.shape(), {.trained = file});
   run.run(*cache, 0, 10);
@@ -71,7 +71,7 @@ TEST_CASE("prefixkv: sinks, the last token and the best of the others stay; gene
 }
 
 TEST_CASE("prefixkv: a step of two tokens drops what two steps drop", "[unit]") {
-  const Traced run = looks();
+  const Traced run = prompt_looks();
   const auto cache = run.open("prefixkv:ratio=0.5");
   run.run(*cache, 0, 10);
   cache->end_prefill();
@@ -103,7 +103,7 @@ TEST_CASE("prefixkv: refusals", "[unit]") {
   const MethodChoice m = parse_choice("prefixkv:distance=0");
   CHECK(why_not(*m.method, m.row, uniform_shape(1, 1, 1, 8)) == "distance is 0, must be below 0 (from the end) or above 0 (from the start)");
   // Layers that hold different prompts cannot share.
-  const Traced run = looks();
+  const Traced run = prompt_looks();
   CacheShape two = uniform_shape(2, 1, 1, 16, Dtype::f32);
   const MethodChoice plain = parse_choice("prefixkv");
   const auto cache = plain.method->open(plain.row, two, {});

@@ -12,7 +12,7 @@ using namespace kvatlas::test;
 
 namespace {
 
-std::vector<std::int64_t> kept_of_f1(const std::string& setting) {
+std::vector<std::int64_t> snapkv_of_f1(const std::string& setting) {
   const Traced f1 = fixture_f1();
   const auto cache = f1.open("snapkv:observation_window=2," + setting);
   f1.run(*cache, 0, 6);
@@ -23,14 +23,14 @@ std::vector<std::int64_t> kept_of_f1(const std::string& setting) {
 }  // namespace
 
 TEST_CASE("SnapKV keeps the worked example's tokens under each pooling", "[unit]") {
-  REQUIRE(kept_of_f1("budget=4,kernel=1") == std::vector<std::int64_t>{0, 2, 4, 5});
-  REQUIRE(kept_of_f1("budget=4,kernel=3,pooling=avg") == std::vector<std::int64_t>{1, 2, 4, 5});
-  REQUIRE(kept_of_f1("budget=4,kernel=3,pooling=max") == std::vector<std::int64_t>{1, 2, 4, 5});  // a tie of three
-  REQUIRE(kept_of_f1("budget=2,kernel=3") == std::vector<std::int64_t>{4, 5});                    // the window alone
-  REQUIRE(kept_of_f1("budget=6,kernel=3") == std::vector<std::int64_t>{0, 1, 2, 3, 4, 5});        // budget == prompt
-  REQUIRE(kept_of_f1("budget=7,kernel=3") == std::vector<std::int64_t>{0, 1, 2, 3, 4, 5});
+  REQUIRE(snapkv_of_f1("budget=4,kernel=1") == std::vector<std::int64_t>{0, 2, 4, 5});
+  REQUIRE(snapkv_of_f1("budget=4,kernel=3,pooling=avg") == std::vector<std::int64_t>{1, 2, 4, 5});
+  REQUIRE(snapkv_of_f1("budget=4,kernel=3,pooling=max") == std::vector<std::int64_t>{1, 2, 4, 5});  // a tie of three
+  REQUIRE(snapkv_of_f1("budget=2,kernel=3") == std::vector<std::int64_t>{4, 5});                    // the window alone
+  REQUIRE(snapkv_of_f1("budget=6,kernel=3") == std::vector<std::int64_t>{0, 1, 2, 3, 4, 5});        // budget == prompt
+  REQUIRE(snapkv_of_f1("budget=7,kernel=3") == std::vector<std::int64_t>{0, 1, 2, 3, 4, 5});
   // Each query head by itself: head 0 sums .363 .421 .593 .183, head 1 .451 .302 .472 .150.
-  REQUIRE(kept_of_f1("budget=4,kernel=1,granularity=query_head") == std::vector<std::int64_t>{1, 2, 4, 5, 0, 2, 4, 5});
+  REQUIRE(snapkv_of_f1("budget=4,kernel=1,granularity=query_head") == std::vector<std::int64_t>{1, 2, 4, 5, 0, 2, 4, 5});
 }
 
 TEST_CASE("SnapKV keeps min(prompt, budget) and every generated token over 210 steps, in all group sizes", "[unit]") {

@@ -22,8 +22,8 @@ Kept through(std::int64_t n, std::int64_t capacity, double odd, double even) {
   return kept;
 }
 
-/// One head; the query of token t looks at token of[t] with nearly all of its weight; -1: at itself.
-Traced looks(const std::vector<int>& of) {
+/// One head; the query of token t tree_looks at token of[t] with nearly all of its weight; -1: at itself.
+Traced tree_looks(const std::vector<int>& of) {
   const auto n = static_cast<std::int64_t>(of.size());
   Array q({1, n, n}), k({1, n, n});
   for (std::int64_t t = 0; t < n; ++t) {
@@ -59,15 +59,15 @@ TEST_CASE("treekv: the worked examples of the cycle", "[unit]") {
 }
 
 TEST_CASE("treekv: a decode step that overfills the tree drops the weaker of two neighbours", "[unit]") {
-  // One sink, a tree of three, a window of one; the prompt of five fills it. Its last block, query 4, looks at token 2.
-  const Traced run = looks({-1, -1, -1, -1, 2, -1, 3, -1, -1, -1});
+  // One sink, a tree of three, a window of one; the prompt of five fills it. Its last block, query 4, tree_looks at token 2.
+  const Traced run = tree_looks({-1, -1, -1, -1, 2, -1, 3, -1, -1, -1});
   const auto cache = run.open("treekv:sinks=1,tree=3,recent_window=1,block=1,positions=true");
   run.run(*cache, 0, 5);
   cache->end_prefill();
   CHECK(tokens_held(*cache) == Kept{0, 1, 2, 3, 4});
   run.run(*cache, 5, 1);  // tree 1 2 3 4: of 1 and 2 the first, without attention, leaves
   CHECK(tokens_held(*cache) == Kept{0, 2, 3, 4, 5});
-  run.run(*cache, 6, 1);  // tree 2 3 4 5; 3 (the query of 6 looks at it) and 4 are compared
+  run.run(*cache, 6, 1);  // tree 2 3 4 5; 3 (the query of 6 tree_looks at it) and 4 are compared
   CHECK(tokens_held(*cache) == Kept{0, 2, 3, 5, 6});
   run.run(*cache, 7, 1);  // tree 2 3 5 6: one of three queries looked at 5, none at 6
   CHECK(tokens_held(*cache) == Kept{0, 2, 3, 5, 7});
@@ -79,7 +79,7 @@ TEST_CASE("treekv: of a prompt whole blocks stay, and the tokens that fill none"
   // 14 tokens, one sink, a window of three: ten between them, blocks 1-3, 4-6, 7-9 and the rest, 10; (8 - 1) / 3 = 2 blocks can stay.
   // The last block's queries (11, 12, 13) look at token 5, 5 and 8: blocks weigh 0, 2, 1; the first two are compared.
   const std::vector<int> of{-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 5, 5, 8, -1};
-  const Traced run = looks(of);
+  const Traced run = tree_looks(of);
   const auto cache = run.open("treekv:sinks=1,tree=8,recent_window=3,block=3,positions=true");
   run.run(*cache, 0, 14);
   cache->end_prefill();
@@ -88,7 +88,7 @@ TEST_CASE("treekv: of a prompt whole blocks stay, and the tokens that fill none"
   CHECK(cache->kept(0, 0) == 12_tok);
 }
 
-TEST_CASE("treekv: keys are turned by their slots, so that a far text looks near", "[unit]") {
+TEST_CASE("treekv: keys are turned by their slots, so that a far text tree_looks near", "[unit]") {
   // The same tokens with a rotation: outputs equal those at true positions until the first eviction, and differ after it.
   const RopeSpec rope{.base = 10000.0, .rotary_dim = 8};
   const CacheShape shape = uniform_shape(1, 2, 1, 8, Dtype::f32, rope);

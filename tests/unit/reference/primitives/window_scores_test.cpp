@@ -14,7 +14,7 @@ using namespace kvatlas::test;
 
 namespace {
 
-void require_near(const std::vector<float>& ours, const std::vector<double>& theirs) {
+void require_scores_near(const std::vector<float>& ours, const std::vector<double>& theirs) {
   REQUIRE(ours.size() == theirs.size());
   for (std::size_t i = 0; i < ours.size(); ++i) {
     CAPTURE(i);
@@ -37,30 +37,30 @@ TEST_CASE("window masses of the worked example are the sums of its two last soft
     head0.push_back(num::from_mass(masses[0][static_cast<std::size_t>(t)]));
     head1.push_back(num::from_mass(masses[1][static_cast<std::size_t>(t)]));
   }
-  require_near(head0, {.363094, .421254, .592840, .183200});
-  require_near(head1, {.450889, .302006, .472381, .150336});
+  require_scores_near(head0, {.363094, .421254, .592840, .183200});
+  require_scores_near(head1, {.450889, .302006, .472381, .150336});
 }
 
 TEST_CASE("scores of the worked example agree with each order of reductions and pooling", "[unit]") {
   const auto masses = f1_masses();
   ScoreReduce how{.kernel = 1};
-  require_near(reduce_masses(masses, 2, how), {.406992, .361630, .532611, .166768});
+  require_scores_near(reduce_masses(masses, 2, how), {.406992, .361630, .532611, .166768});
   how.window = WindowReduce::mean;
-  require_near(reduce_masses(masses, 2, how), {.203496, .180815, .266305, .083384});
+  require_scores_near(reduce_masses(masses, 2, how), {.203496, .180815, .266305, .083384});
   how = {.pooling = Pooling::avg, .kernel = 3};
-  require_near(reduce_masses(masses, 2, how), {.256207, .433744, .353670, .233126});
+  require_scores_near(reduce_masses(masses, 2, how), {.256207, .433744, .353670, .233126});
   how.pool_first = true;  // averages commute
-  require_near(reduce_masses(masses, 2, how), {.256207, .433744, .353670, .233126});
+  require_scores_near(reduce_masses(masses, 2, how), {.256207, .433744, .353670, .233126});
   how = {.pooling = Pooling::max, .kernel = 3};
-  require_near(reduce_masses(masses, 2, how), {.406992, .532611, .532611, .532611});
+  require_scores_near(reduce_masses(masses, 2, how), {.406992, .532611, .532611, .532611});
   how.group = GroupReduce::sum;
-  require_near(reduce_masses(masses, 2, how), {.813983, 1.065221, 1.065221, 1.065221});
+  require_scores_near(reduce_masses(masses, 2, how), {.813983, 1.065221, 1.065221, 1.065221});
   how.group = GroupReduce::max;
-  require_near(reduce_masses(masses, 2, how), {.450889, .592840, .592840, .592840});
+  require_scores_near(reduce_masses(masses, 2, how), {.450889, .592840, .592840, .592840});
   how.pool_first = true;  // maxima commute
-  require_near(reduce_masses(masses, 2, how), {.450889, .592840, .592840, .592840});
+  require_scores_near(reduce_masses(masses, 2, how), {.450889, .592840, .592840, .592840});
   how.group = GroupReduce::mean;  // means of maxima do not
-  require_near(reduce_masses(masses, 2, how), {(.421254 + .450889) / 2, .532611, .532611, .532611});
+  require_scores_near(reduce_masses(masses, 2, how), {(.421254 + .450889) / 2, .532611, .532611, .532611});
 }
 
 TEST_CASE("a window longer than the context is refused, one of the whole context leaves nothing to score", "[unit]") {

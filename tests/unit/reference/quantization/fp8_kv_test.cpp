@@ -14,13 +14,13 @@ using namespace kvatlas::test;
 namespace {
 
 /// The stored bytes of one head of one side that was given `x` as one row, and its scale.
-struct Stored {
+struct Fp8Rows {
   std::vector<int> codes;
   float scale = 0;
   std::vector<float> back;
 };
 
-Stored store(const std::string& recipe, const std::vector<float>& x, Side side = Side::key, Dtype dtype = Dtype::f32) {
+Fp8Rows store(const std::string& recipe, const std::vector<float>& x, Side side = Side::key, Dtype dtype = Dtype::f32) {
   const MethodChoice m = parse_choice(recipe);
   const auto dim = static_cast<std::int64_t>(x.size());
   const CacheShape shape = uniform_shape(1, 1, 1, static_cast<int>(dim), dtype);
@@ -28,7 +28,7 @@ Stored store(const std::string& recipe, const std::vector<float>& x, Side side =
   s->append({x.data(), {1, 1, dim}});
   std::vector<NamedBuffer> buffers;
   s->buffers("", buffers);
-  Stored out;
+  Fp8Rows out;
   for (const std::byte b : find_buffer(buffers, "codes/head0").bytes) out.codes.push_back(std::to_integer<int>(b));
   num::load(Dtype::f32, find_buffer(buffers, "scale").bytes, std::span(&out.scale, 1));
   Array row({1, dim});
@@ -40,19 +40,19 @@ Stored store(const std::string& recipe, const std::vector<float>& x, Side side =
 }  // namespace
 
 TEST_CASE("fp8_kv: E4M3 codes of the tie and edge vectors", "[unit]") {
-  const Stored s = store("fp8_kv", {0x1p-10F, 1.5F * 0x1p-10F, 0x1p-7F, 0.1F, 1.0625F, 1.1875F, 3.3F, 17, 19, 432, 464, 500, 1e9F, -0.0625F});
+  const Fp8Rows s = store("fp8_kv", {0x1p-10F, 1.5F * 0x1p-10F, 0x1p-7F, 0.1F, 1.0625F, 1.1875F, 3.3F, 17, 19, 432, 464, 500, 1e9F, -0.0625F});
   REQUIRE(s.codes == std::vector<int>{0x00, 0x01, 0x04, 0x1D, 0x38, 0x3A, 0x45, 0x58, 0x5A, 0x7E, 0x7E, 0x7E, 0x7E, 0x98});
   REQUIRE(s.back == std::vector<float>{0, 0x1p-9F, 0x1p-7F, 0.1015625F, 1, 1.25F, 3.25F, 16, 20, 448, 448, 448, 448, -0.0625F});
 }
 
 TEST_CASE("fp8_kv: E5M2 codes of the tie and edge vectors", "[unit]") {
-  const Stored s = store("fp8_kv:format=e5m2", {0x1p-17F, 0.1F, 1.125F, 1.375F, 3.3F, 60000, 65504});
+  const Fp8Rows s = store("fp8_kv:format=e5m2", {0x1p-17F, 0.1F, 1.125F, 1.375F, 3.3F, 60000, 65504});
   REQUIRE(s.codes == std::vector<int>{0x00, 0x2E, 0x3C, 0x3E, 0x43, 0x7B, 0x7B});
   REQUIRE(s.back == std::vector<float>{0, 0.09375F, 1, 1.5F, 3.5F, 57344, 57344});
 }
 
 TEST_CASE("fp8_kv: values are divided by the scale of their side, and multiplied back", "[unit]") {
-  const Stored key = store("fp8_kv:k_scale=2", {1.0F, 800.0F});
+  const Fp8Rows key = store("fp8_kv:k_scale=2", {1.0F, 800.0F});
   REQUIRE(key.codes == std::vector<int>{0x30, 0x7C});  // 0.5; 400 ties between 384 and 416 to the even 384
   REQUIRE(key.scale == 2.0F);
   REQUIRE(key.back == std::vector<float>{1.0F, 768.0F});
@@ -66,7 +66,7 @@ TEST_CASE("fp8_kv: error bounds at scale 1", "[unit]") {
   std::vector<float> x(4000);
   for (float& f : x) f = random.normal() * 20.0F;
   for (std::size_t i = 0; i < 1000; ++i) x[i] *= 0x1p-14F;
-  const Stored s = store("fp8_kv", x);
+  const Fp8Rows s = store("fp8_kv", x);
   for (std::size_t i = 0; i < x.size(); ++i) {
     const float error = std::fabs(s.back[i] - x[i]), size = std::fabs(x[i]);
     REQUIRE(error <= (size >= 0x1p-6F ? size * 0x1p-4F : 0x1p-10F));
@@ -74,7 +74,7 @@ TEST_CASE("fp8_kv: error bounds at scale 1", "[unit]") {
 }
 
 TEST_CASE("fp8_kv: calibration takes the largest value of the first call alone, per layer and side", "[unit]") {
-  const Stored key = store("fp8_kv:calibrate=true", {-50.0F, 25.0F});
+  const Fp8Rows key = store("fp8_kv:calibrate=true", {-50.0F, 25.0F});
   REQUIRE(key.scale == 0.25F);
   REQUIRE(key.back[0] == -48.0F);  // 200 between 192 and 208: ties to the even code, 192
   REQUIRE(store("fp8_kv:calibrate=true", {-50.0F, 25.0F}, Side::value).scale == 0.5F);

@@ -12,13 +12,13 @@ using namespace kvatlas;
 namespace {
 
 /// One row of four values through the key store of one head.
-struct Stored {
+struct Int8Rows {
   std::vector<int> codes;
   float scale = 0;
   std::vector<float> decoded;
 };
 
-Stored stored(const std::string& text, std::array<float, 4> row) {
+Int8Rows stored_int8_pth(const std::string& text, std::array<float, 4> row) {
   const MethodChoice m = parse_choice(text);
   const LayerClass c{.q_heads = 1, .kv_heads = 1, .k_dim = 4, .v_dim = 4, .layers = {0}};
   const auto store = m.method->open_side(m.row, c, 0, Side::key, Dtype::f32);
@@ -28,7 +28,7 @@ Stored stored(const std::string& text, std::array<float, 4> row) {
   store->read(0, 0, out.view());
   std::vector<NamedBuffer> buffers;
   store->buffers("k_", buffers);
-  Stored s{.codes = {}, .scale = 0, .decoded = out.values()};
+  Int8Rows s{.codes = {}, .scale = 0, .decoded = out.values()};
   for (const std::byte b : buffers.at(0).bytes) s.codes.push_back(static_cast<std::int8_t>(b));
   std::memcpy(&s.scale, buffers.at(1).bytes.data(), 4);
   return s;
@@ -37,18 +37,18 @@ Stored stored(const std::string& text, std::array<float, 4> row) {
 }  // namespace
 
 TEST_CASE("int8_pth: by hand, scale 1/127 of the largest, codes nearest even or truncated", "[unit]") {
-  const Stored near = stored("int8_pth", {127.0F, -63.6F, 0.5F, 1.5F});
+  const Int8Rows near = stored_int8_pth("int8_pth", {127.0F, -63.6F, 0.5F, 1.5F});
   CHECK(near.scale == 1.0F);
   CHECK(near.codes == std::vector<int>{127, -64, 0, 2});
   CHECK(near.decoded == std::vector<float>{127, -64, 0, 2});
-  CHECK(stored("int8_pth:rounding=truncate", {127.0F, -63.6F, 0.5F, 1.5F}).codes == std::vector<int>{127, -63, 0, 1});
+  CHECK(stored_int8_pth("int8_pth:rounding=truncate", {127.0F, -63.6F, 0.5F, 1.5F}).codes == std::vector<int>{127, -63, 0, 1});
 }
 
 TEST_CASE("int8_pth: zeros decode to zeros, tiny rows keep the smallest scale", "[unit]") {
-  const Stored zeros = stored("int8_pth", {0, 0, -0.0F, 0});
+  const Int8Rows zeros = stored_int8_pth("int8_pth", {0, 0, -0.0F, 0});
   CHECK(zeros.scale == 1e-6F);
   CHECK(zeros.decoded == std::vector<float>{0, 0, 0, 0});
-  CHECK(stored("int8_pth", {1e-7F, 0, 0, 0}).decoded == std::vector<float>{0, 0, 0, 0});
+  CHECK(stored_int8_pth("int8_pth", {1e-7F, 0, 0, 0}).decoded == std::vector<float>{0, 0, 0, 0});
 }
 
 TEST_CASE("int8_pth: 8.25 bits a value at head_dim 128, windows cut", "[unit]") {

@@ -11,7 +11,7 @@ using namespace kvatlas::test;
 
 namespace {
 
-Scenario scenario(const std::string& recipe, std::int64_t prompt) {
+Scenario mikv_scenario(const std::string& recipe, std::int64_t prompt) {
   const MethodChoice m = parse_choice(recipe);
   return {.method = m.method, .shape = uniform_shape(1, 4, 2, 32, Dtype::f16, {.rotary_dim = 32}), .row = m.row, .prompt = prompt, .chunk = prompt, .decode = 0, .seed = 5};
 }
@@ -19,7 +19,7 @@ Scenario scenario(const std::string& recipe, std::int64_t prompt) {
 }  // namespace
 
 TEST_CASE("mikv: the favoured tokens and the newest stay plain, the others are coded once; nothing is evicted", "[unit]") {
-  const Scenario s = scenario("mikv:group_size=32", 30);
+  const Scenario s = mikv_scenario("mikv:group_size=32", 30);
   const auto cache = open_cache(s);
   run_prompt(*cache, s);
   const auto of = [&](const char* component, Side side) { return count_ledger(cache->buffers()).of(component, side).value; };

@@ -17,7 +17,7 @@ Array normal_rows(std::int64_t n, std::int64_t dim) {
   return rows;
 }
 
-std::unique_ptr<SideStore> store_of(const std::string& recipe, Side side, int dim = 32) {
+std::unique_ptr<SideStore> saq_store(const std::string& recipe, Side side, int dim = 32) {
   const MethodChoice m = parse_choice(recipe);
   const LayerClass c{.q_heads = 1, .kv_heads = 1, .k_dim = dim, .v_dim = dim, .layers = {0}};
   return m.method->open_side(m.row, c, 0, side, Dtype::f16);
@@ -32,7 +32,7 @@ std::size_t code_bytes(const SideStore& store, int stage) {
 }  // namespace
 
 TEST_CASE("saq: groups move down the staircase when a stage holds one group too many", "[unit]") {
-  const auto store = store_of("saq:group_size=8,plain=16,first=16,second=8", Side::key);
+  const auto store = saq_store("saq:group_size=8,plain=16,first=16,second=8", Side::key);
   const Array rows = normal_rows(80, 32);
   for (std::int64_t t = 0; t < 80; ++t) {
     store->append(rows.view().slice(1, t, 1));
@@ -48,7 +48,7 @@ TEST_CASE("saq: groups move down the staircase when a stage holds one group too 
 TEST_CASE("saq: one call or one token a step end in the same bytes", "[unit]") {
   const Array rows = normal_rows(75, 32);
   for (const Side side : {Side::key, Side::value}) {
-    const auto once = store_of("saq:group_size=8,plain=16,first=16,second=8", side), steps = store_of("saq:group_size=8,plain=16,first=16,second=8", side);
+    const auto once = saq_store("saq:group_size=8,plain=16,first=16,second=8", side), steps = saq_store("saq:group_size=8,plain=16,first=16,second=8", side);
     once->append(rows.view());
     once->settle(true);
     for (std::int64_t t = 0; t < 75; ++t) {
@@ -63,7 +63,7 @@ TEST_CASE("saq: one call or one token a step end in the same bytes", "[unit]") {
 }
 
 TEST_CASE("saq: the extremes of a group survive every move", "[unit]") {
-  const auto store = store_of("saq:group_size=8,plain=0,first=0,second=0", Side::value, 8);
+  const auto store = saq_store("saq:group_size=8,plain=0,first=0,second=0", Side::value, 8);
   Array row({1, 8, 8});
   for (std::int64_t t = 0; t < 8; ++t)
     for (std::int64_t c = 0; c < 8; ++c) row.view()(0, t, c) = static_cast<float>(c) * 0.25F;

@@ -10,7 +10,7 @@ using namespace kvatlas::test;
 
 namespace {
 
-std::vector<float> normal_rows(int dim, int count, std::uint64_t seed) {
+std::vector<float> turboquant_rows(int dim, int count, std::uint64_t seed) {
   Random random(seed);
   std::vector<float> x;
   for (int i = 0; i < dim * count; ++i) x.push_back(random.normal());
@@ -19,7 +19,7 @@ std::vector<float> normal_rows(int dim, int count, std::uint64_t seed) {
 
 /// Squared error over squared norm, mean over rows.
 double distortion(const std::string& recipe, Side side, int dim, int count) {
-  const std::vector<float> x = normal_rows(dim, count, 5);
+  const std::vector<float> x = turboquant_rows(dim, count, 5);
   const std::vector<float> y = store_rows(recipe, side, dim, x).decoded;
   double total = 0;
   for (int r = 0; r < count; ++r) {
@@ -86,7 +86,7 @@ TEST_CASE("turboquant: the paper's form reaches the distortion of its levels", "
 }
 
 TEST_CASE("turboquant: the sketch makes products with a query unbiased over seeds", "[unit]") {
-  const std::vector<float> k = normal_rows(32, 1, 9), q = normal_rows(32, 1, 10);
+  const std::vector<float> k = turboquant_rows(32, 1, 9), q = turboquant_rows(32, 1, 10);
   double exact = 0, levels = 0, sketched = 0;
   for (std::size_t i = 0; i < 32; ++i) exact += static_cast<double>(k[i]) * static_cast<double>(k[i]);
   const int seeds = 300;
