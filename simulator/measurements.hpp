@@ -39,8 +39,8 @@ struct Measurement {
 /// throws InvalidArgument naming line and field, also for a file without rows
 std::vector<Measurement> read_measurements(std::string_view csv, std::string_view name);
 
-/// Files, or decode_attention.csv, prefill_attention.csv and gemm.csv of a folder; other files of the folder and runs of whole models
-/// (e2e_*.csv, which no fit may see) are named in `skipped`. Nothing given: the shipped samples.
+/// Files, or decode_attention.csv, prefill_attention.csv and gemm.csv of a folder; other files of the folder and figures of other
+/// kinds (whole models, e2e_*.csv; compressed_kv_reported, skewed_decode, mixed_batch_attention, comm), which no fit of kernels may see, are named in `skipped`. Nothing given: the shipped samples.
 std::vector<Measurement> load_measurements(const std::vector<std::string>& paths, std::vector<std::string>& skipped);
 
 }  // namespace kvatlas::sim
