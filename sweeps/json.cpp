@@ -86,6 +86,8 @@ json to_json(const Recommendation& r) {
           {"research", r.deployable.empty() && r.recipe.canonical() != "full"},
           {"best_of_method", r.best_of_method},
           {"forgets", r.forgets},
+          {"chance", r.chance ? json{{"probability_best", r.chance->best}, {"expected_regret", r.chance->regret}, {"choices", r.chance->among}, {"among", r.chance->offered ? "advisable" : "all"}, {"provenance", "computed"}}
+                              : json(nullptr)},
           {"why", r.why},
           {"simulated", r.served ? json{{"requests_per_s", r.served->requests_per_s},
                                         {"ttft_p99_ms", r.served->ttft_p99_s * 1e3},
@@ -105,6 +107,8 @@ json to_json(const RecommendReport& r) {
   for (const Exclusion& e : r.excluded) excluded.push_back({{"method", e.method}, {"why", e.why}});
   for (const UncertainPair& u : r.uncertain) uncertain.push_back({{"a", u.a}, {"b", u.b}, {"settle_with", u.settle_with}});
   return {{"recommendations", ranked}, {"excluded", excluded}, {"uncertain", uncertain}, {"binds", r.binds},
+          {"settle_with", r.settle ? json{{"recipe", r.settle->recipe}, {"command", r.settle->command}, {"expected_regret", r.settle->regret}, {"expected_regret_after", r.settle->regret_measured}, {"provenance", "computed"}}
+                                   : json(nullptr)},
           {"advised", r.advised ? json{{"recipe", r.advised->recipe.canonical()}, {"rank", r.advised->rank}, {"why", r.advised_why}} : json(nullptr)}};
 }
 

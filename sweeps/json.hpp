@@ -18,7 +18,8 @@ nlohmann::json to_json(const SweepReport& report, const std::optional<std::strin
 nlohmann::json to_json(const MergeReport& report);
 /// {changed:[{key, configuration, context, batch, worst, figures:[...]; of a workload also prompt, output}], changed_count, equal, only_a, only_b, provenance}
 nlohmann::json to_json(const DiffReport& report);
-/// {recommendations:[{rank, method, params, ...}], excluded, uncertain, binds, advised:{recipe, rank, why}}; deployable first, then research
+/// {recommendations:[{rank, method, params, ...}], excluded, uncertain, binds, settle_with:{recipe, command, expected_regret,
+/// expected_regret_after}, advised:{recipe, rank, why}}; deployable first, then research
 nlohmann::json to_json(const RecommendReport& report);
 /// One row of it.
 nlohmann::json to_json(const Recommendation& recommendation);

@@ -12,6 +12,7 @@
 #include "models/registry.hpp"
 #include "reference/registry.hpp"
 #include "sweeps/caches.hpp"
+#include "sweeps/chances.hpp"
 #include "sweeps/configuration.hpp"
 #include "sweeps/quality.hpp"
 #include "sweeps/recommend_why.hpp"
@@ -277,6 +278,7 @@ RecommendReport recommend(const RecommendRequest& given) {
   const std::set<std::string> recommended = mark_speakers(ranked, request.candidates);
   rerank(request, ranked);
   for (std::size_t i = 0; i < ranked.size(); ++i) ranked[i].rank = static_cast<int>(i) + 1;
+  add_chances(request, ranked, report);
   advise(ranked, request, fates, report);
   collect_exclusions(excluded, recommended, report);
   std::vector<const Recommendation*> first;

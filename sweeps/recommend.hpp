@@ -46,6 +46,20 @@ struct Served {
   std::int64_t concurrency = 0, preemptions = 0;
 };
 
+/// How a choice fares when rates are drawn from their intervals.
+struct Chance {
+  double best = 0;                            // share of the draws in which it is the fastest
+  double regret = 0;                          // mean share of the fastest one's requests/s that choosing it gives away
+  int among = 0;                              // so many choices
+  bool offered = false;                       // ... which are those that may be advised; else all that speak for their methods
+};
+
+/// The one measurement after which the best choice gives away least.
+struct Settle {
+  std::string recipe, command;
+  double regret = 0, regret_measured = 0;     // of the best choice now, and once its figure is known
+};
+
 struct Recommendation {
   int rank = 0;                               // the first 20 by the closed form are ranked by what they serve when simulated, the others by the closed form
   Recipe recipe = Recipe::parse("full");
@@ -59,6 +73,7 @@ struct Recommendation {
   std::vector<std::string> deployable;        // engines that offer it today; empty: research
   std::string why;                            // one sentence: what it gains and what binds
   std::optional<Served> served{};             // of those that were simulated
+  std::optional<Chance> chance{};             // of those that speak for their methods
 };
 
 struct Exclusion {
@@ -81,6 +96,7 @@ struct RecommendReport {
   std::string binds;                          // one sentence: what binds the workload under `full`
   std::optional<sim::WorkloadFigures> plain;  // `full`, when it can serve the workload
   std::string plain_why_not;
+  std::optional<Settle> settle{};             // none where no measurement would change the choice
 };
 
 /// throws InvalidArgument for the request: a workload without tokens, a quality outside 0 to 1, an unknown engine or grade

@@ -104,9 +104,14 @@ void print_text(const Streams& io, const Parsed& p, const sweep::RecommendReques
                       "; TTFT ", spell_number(1e3 * first->figures.ttft_s), " ms, TPOT ", spell_number(1e3 * first->figures.tpot_s), " ms, ",
                       first->figures.concurrency, " in flight, cache ", spell_bytes(first->figures.cache_bytes), "; workload ", spell_gain(first->speedup),
                       ", decode only ", spell_gain(first->speedup_decode_only)), 3);
-    say("why", cat(report.advised ? report.advised_why : "no method that an engine offers serves it", "; ", first->why), 3);
+    say("why", cat(report.advised ? report.advised_why : "no method that an engine offers serves it", "; ", first->why), 2);
   }
-  if (!report.binds.empty() && first != nullptr) say("plain", report.binds, 2);
+  const auto percent = [](double share) { return fmt::format("{:.0f} %", 100 * share); };
+  if (first != nullptr && first->chance)
+    say("sure?", cat("fastest of ", first->chance->among, " in ", percent(first->chance->best), " of draws, gives away ", percent(first->chance->regret), " on average",
+                     report.settle ? cat("; the safest ", percent(report.settle->regret), ", settled ", percent(report.settle->regret_measured)) : ""), 1);
+  if (first != nullptr && report.settle) say("settle", report.settle->command, 2);
+  if (!report.binds.empty() && first != nullptr) say("plain", report.binds, 1);
   if (first != nullptr) {
     std::ostringstream rows;
     Table table({{"#", Align::right}, {"served/s", Align::right}, {"req/s", Align::right}, {"80% interval", Align::right}, {"workload", Align::right}, {"decode", Align::right},
@@ -126,7 +131,8 @@ void print_text(const Streams& io, const Parsed& p, const sweep::RecommendReques
   if (first != nullptr)
     warnings.push_back(cat("warning: figures are computed, their intervals provisional (", sim::name_of(first->figures.evidence), ")",
                            report.uncertain.empty() ? "" : cat("; ", report.uncertain.size(), " pairs among the first overlap: their order is not settled")));
-  const std::size_t room = short_form && lines.size() + warnings.size() < kLines ? kLines - lines.size() - warnings.size() : report.excluded.size();
+  const std::size_t taken = lines.size() + warnings.size();
+  const std::size_t room = !short_form ? report.excluded.size() : taken < kLines ? kLines - taken : 1;
   // Whole methods before single settings of methods that are recommended at others.
   std::vector<sweep::Exclusion> excluded = report.excluded;
   std::stable_partition(excluded.begin(), excluded.end(), [](const sweep::Exclusion& e) { return e.method.find(':') == std::string::npos; });

@@ -76,7 +76,9 @@ int run_verify(const Arguments& args, const Streams& io) {
 }
 
 int run_bench(const Arguments& args, const Streams& io) {
-  static const Usage bench{.command = "bench", .positional = "", .example = "kvatlas bench --json", .options = {},
+  static const Usage bench{.command = "bench", .positional = "", .example = "kvatlas bench --model llama-3.1-8b --method fp8_kv --context 32K --batch 8",
+                           .options = {Option::text("model", "M", "slug of a model, or a path to a config.json: the shapes to time"), Option::text("method", "M", "the recipe whose decode kernels are timed", "full"),
+                                       Option::size("context", 1, 1 << 24, "cached tokens of a sequence", "32K"), Option::integer("batch", 1, 1 << 20, "sequences", "1"), Option::integer("tp", 1, 1024, "ranks that share the heads", "1")},
                            .note = "Times kernels against a device copy on a GPU. This build runs kernels on the CPU executor only and refuses."};
   const auto parsed = parse(bench, args, io);
   if (!parsed) return kDone;
