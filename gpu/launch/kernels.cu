@@ -1,20 +1,15 @@
 // The kernels of gpu/kernels/shapes.hpp as CUDA entry points, and their launchers: check the arguments, launch, check the error.
 #include "gpu/launch/launch.hpp"
 
-#include <cuda_runtime.h>
-
-#include <cstdint>
-#include <initializer_list>
 #include <iterator>
-#include <string>
 #include <utility>
 
-#include "core/errors.hpp"
 #include "core/kernels/top_k_traffic.hpp"
 #include "core/kernels/window_traffic.hpp"
 #include "gpu/kernels/selection_shapes.hpp"
 #include "gpu/kernels/shapes.hpp"
 #include "gpu/kernels/span_merge.hpp"
+#include "gpu/launch/checks.hpp"
 
 namespace kvatlas::gpu {
 
@@ -90,33 +85,6 @@ __global__ void __launch_bounds__(kPoolThreads, 1) score_pool_kernel(PoolArgs<De
 }
 
 namespace {
-
-void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw DeviceError(cat(what, ": ", cudaGetErrorString(error)));
-}
-#define KV_CUDA(call) check((call), #call)
-
-void require(bool holds, const char* sentence) {
-  if (!holds) throw InvalidArgument(sentence);
-}
-
-/// Addresses that the kernels read or write by so many bytes at once; buffers that a format lacks are null.
-void require_aligned(std::size_t bytes, std::initializer_list<const void*> pointers, const char* sentence) {
-  for (const void* p : pointers) require(reinterpret_cast<std::uintptr_t>(p) % bytes == 0, sentence);
-}
-
-/// Blocks along x, of which CUDA starts at most 2^31 - 1.
-unsigned blocks_of(std::int64_t count) {
-  require(count > 0 && count <= 2147483647, "blocks of a grid must lie between 1 and 2147483647");
-  return static_cast<unsigned>(count);
-}
-
-template <class Kernel, class Args>
-void start(Kernel kernel, dim3 grid, int threads, std::int64_t shared_bytes, const Args& args, void* stream) {
-  if (shared_bytes > (48 << 10)) KV_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
-  kernel<<<grid, static_cast<unsigned>(threads), static_cast<std::size_t>(shared_bytes), static_cast<cudaStream_t>(stream)>>>(args);
-  KV_CUDA(cudaGetLastError());
-}
 
 template <int I>
 void quantize(const QuantizeArgs<DeviceCtx>& a, std::int64_t heads, void* stream) {

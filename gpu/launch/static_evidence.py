@@ -15,7 +15,9 @@ import tempfile
 
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"]
 KERNELS = ("quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply", "page_score", "row_gather", "top_k",
-           "window_states", "window_merge", "window_weights", "score_pool")
+           "window_states", "window_merge", "window_weights", "score_pool",
+           "accumulated_scores", "page_bounds", "prefix_merge", "weighted_merge")
+SOURCES = ("kernels.cu", "update_kernels.cu")
 # Never in a kernel whose bits are promised: approximations, flushed subnormals, sums that ptxas may fuse.
 FORBIDDEN = re.compile(r"\.approx|\.ftz|\bdiv\.full\.|\b(?:add|sub|mul)\.f32\b|\bmad\.f32\b")
 INEXACT = ("ex2.approx.f32 %f1, %f2;", "rcp.approx.ftz.f32 %f1, %f2;", "add.ftz.f32 %f1, %f2, %f3;", "div.full.f32 %f1, %f2, %f3;",
@@ -37,14 +39,15 @@ def entry_of(line):
 
 
 def compile_all(source, folder):
-    """{architecture: (ptx text, ptxas report)}"""
-    out = {}
+    """[(architecture, ptx text, ptxas report)], one an architecture and file"""
+    out = []
     for arch in ARCHITECTURES:
-        common = ["nvcc", "-std=c++20", "-fmad=false", f"-I{source}", f"-arch={arch}", str(source / "gpu/launch/kernels.cu")]
-        ptx = folder / f"{arch}.ptx"
-        subprocess.run([*common, "-ptx", "-o", ptx], check=True)
-        report = subprocess.run(["ptxas", f"-arch={arch}", "-v", "-o", folder / f"{arch}.cubin", ptx], capture_output=True, text=True, check=True).stderr
-        out[arch] = (ptx.read_text(), report)
+        for name in SOURCES:
+            common = ["nvcc", "-std=c++20", "-fmad=false", f"-I{source}", f"-arch={arch}", str(source / "gpu/launch" / name)]
+            ptx = folder / f"{name}.{arch}.ptx"
+            subprocess.run([*common, "-ptx", "-o", ptx], check=True)
+            report = subprocess.run(["ptxas", f"-arch={arch}", "-v", "-o", folder / f"{name}.{arch}.cubin", ptx], capture_output=True, text=True, check=True).stderr
+            out.append((arch, ptx.read_text(), report))
     return out
 
 
@@ -75,7 +78,7 @@ def facts_of(instructions):
 def rows_of(source):
     version, rows, failures = nvcc_version(), [], []
     with tempfile.TemporaryDirectory() as folder:
-        for arch, (ptx, report) in compile_all(source, pathlib.Path(folder)).items():
+        for arch, ptx, report in compile_all(source, pathlib.Path(folder)):
             used, now = {}, None
             for line in report.split("\n"):
                 now = entry_of(line) if "Compiling entry" in line else now

@@ -26,6 +26,7 @@ struct Verdict {
   std::int64_t floor_bytes = 0, partials_bytes = 0, bank_conflicts = 0;
   std::uint64_t output_hash = 0;
   std::int64_t shared_bytes = 0;     // that a block needs
+  int shape_index = -1;              // in the kernel's array of shapes; -1: not one of them
 
   bool traffic_equal() const { return counted == planned; }
   bool ok() const { return bit_exact && races == 0 && why.empty() && traffic_equal(); }

@@ -17,6 +17,7 @@ DRIVER = """// Written by tests/mutation/mutants.py: one mutant against the refe
 
 #include "gpu/verify/case.hpp"
 #include "gpu/verify/selection_case.hpp"
+#include "gpu/verify/update_case.hpp"
 
 using namespace kvatlas;
 using namespace kvatlas::gpu;
@@ -105,6 +106,32 @@ std::vector<Verdict> verdicts() {
   return {verify_pool(instance, {.rows = 2, .tokens = 140, .width = 5}, all_schedules(1))};
 }"""
 
+ACCUMULATE = """constexpr AccumulateShape kShape{2, true};
+std::vector<Verdict> verdicts() {
+  const AccumulateInstance instance{kShape, [](Executor& e, const Launch& l, const Schedule& s, const AccumulateArgs<SimCtx>& a) { return simulate(e, l, s, [&a](SimCtx& c) { accumulated_scores<kShape>(c, a); }); }};
+  return {verify_accumulate(instance, {.heads = 2, .tokens = 70, .queries = 9}, all_schedules(1))};
+}"""
+
+BOUNDS = """constexpr PageBoundsShape kShape{64, Dtype::bf16};
+std::vector<Verdict> verdicts() {
+  const PageBoundsInstance instance{kShape, [](Executor& e, const Launch& l, const Schedule& s, const PageBoundsArgs<SimCtx>& a) { return simulate(e, l, s, [&a](SimCtx& c) { page_bounds<kShape>(c, a); }); }};
+  return {verify_page_bounds(instance, {.heads = 2, .context = 75, .page = 7}, all_schedules(1))};
+}"""
+
+PREFIX = """constexpr PrefixMergeShape kShape{64, Dtype::bf16};
+std::vector<Verdict> verdicts() {
+  const PrefixMergeInstance instance{kShape, [](Executor& e, const Launch& l, const Schedule& s, const PrefixMergeArgs<SimCtx>& a) { return simulate(e, l, s, [&a](SimCtx& c) { prefix_merge<kShape>(c, a); }); }};
+  return {verify_prefix_merge(instance, {.shared = {600, 0}, .own = {1, 520}, .rows = 2}, all_schedules(1))};
+}"""
+
+MERGE = """constexpr WeightedMergeShape kShape{64, Dtype::bf16};
+std::vector<Verdict> verdicts() {
+  const WeightedMergeInstance instance{kShape, [](Executor& e, const Launch& l, const Schedule& s, const WeightedMergeArgs<SimCtx>& a) { return simulate(e, l, s, [&a](SimCtx& c) { weighted_merge<kShape>(c, a); }); }};
+  return {verify_weighted_merge(instance, {.heads = 2, .tokens = 40, .mass_moves = true}, all_schedules(1))};
+}"""
+
+UPDATES = {"accumulate": ACCUMULATE, "bounds": BOUNDS, "prefix": PREFIX, "merge": MERGE}
+
 
 def read_all():
     mutants, now = {}, None
@@ -162,6 +189,8 @@ def write(name, source, target):
         run = WINDOW
     elif fields[0] == "pool":
         run = POOL
+    elif fields[0] in UPDATES:
+        run = UPDATES[fields[0]]
     elif fields[0] == "rows":
         run = ROWS.replace("@KERNEL@", fields[1])
     else:
