@@ -1,4 +1,4 @@
-// Exact traffic of the decode_attention and span_merge kernels, given their control data (lengths, pages).
+// Exact traffic of the decode_attention, integer_decode and span_merge kernels, given their control data (lengths, pages).
 #pragma once
 
 #include <span>
@@ -30,6 +30,7 @@ struct DecodeLaunch {
   std::int64_t page = 0;             // tokens of a page
   std::int64_t pages_per_sequence = 1;
   std::int64_t max_spans = 1;        // rows of the partial results
+  std::int64_t tile = kTile;         // tokens that are copied together
   SideStrides k, v;
   std::span<const DecodeSequence> sequences{};
   std::span<const std::int32_t> pages{};  // [sequences][pages_per_sequence]
@@ -83,8 +84,8 @@ struct DecodeLaunch {
           if (v_format.head_scale()) reads.same(v_factors, head * 4, 4, warps);
           if (k_format.scheme == CodeScheme::table) reads.segment(k_factors, 0, std::int64_t{4} << k_format.bits, 4);
           if (v_format.scheme == CodeScheme::table) reads.segment(v_factors, 0, std::int64_t{4} << v_format.bits, 4);
-          for (std::int64_t tile = begin; tile < end; tile += kTile) {
-            const std::int64_t tokens = std::min(kTile, end - tile);
+          for (std::int64_t first = begin; first < end; first += tile) {
+            const std::int64_t tokens = std::min(tile, end - first);
             const auto codes_of = [&](const KernelFormat& f, const SideStrides& at, std::int64_t place, std::int64_t within, std::int64_t count, int codes) {
               if (count <= 0) return;
               const auto part = [&](int buffer, std::int64_t stride, std::int64_t offset, std::int64_t bytes) {
@@ -94,8 +95,8 @@ struct DecodeLaunch {
               part(codes + 1, at.scales, f.scale_bytes_of(within, dim), f.scale_bytes_of(count, dim));
               part(codes + 2, at.zeros, f.zero_bytes_of(within, dim), f.zero_bytes_of(count, dim));
             };
-            const std::int64_t coded_end = std::min<std::int64_t>(tile + tokens, std::max(s.k_coded, s.v_coded));
-            for (std::int64_t t = tile; t < coded_end;) {
+            const std::int64_t coded_end = std::min<std::int64_t>(first + tokens, std::max(s.k_coded, s.v_coded));
+            for (std::int64_t t = first; t < coded_end;) {
               const std::int64_t within = t % page, count = std::min(coded_end - t, page - within), entry = seq * pages_per_sequence + t / page;
               reads.same(table, entry * 4, 4, warps);
               const std::int64_t place = std::int64_t{pages[static_cast<std::size_t>(entry)]} * kv_heads + head;
@@ -104,9 +105,9 @@ struct DecodeLaunch {
               t += count;
             }
             const auto plain_of = [&](const SideStrides& at, std::int64_t coded, int buffer) {
-              const std::int64_t first = std::max(tile, coded);
-              if (first < tile + tokens)
-                reads.segment(buffer, (seq * kv_heads + head) * at.plain + (first - coded) * dim * 2, (tile + tokens - first) * dim * 2, 16);
+              const std::int64_t plain = std::max(first, coded);
+              if (plain < first + tokens)
+                reads.segment(buffer, (seq * kv_heads + head) * at.plain + (plain - coded) * dim * 2, (first + tokens - plain) * dim * 2, 16);
             };
             plain_of(k, s.k_coded, k_plain);
             plain_of(v, s.v_coded, v_plain);

@@ -6,6 +6,7 @@
 
 #include "core/kernels/top_k_traffic.hpp"
 #include "core/kernels/window_traffic.hpp"
+#include "gpu/kernels/integer_shapes.hpp"
 #include "gpu/kernels/selection_shapes.hpp"
 #include "gpu/kernels/shapes.hpp"
 #include "gpu/kernels/span_merge.hpp"
@@ -24,6 +25,17 @@ template <int I>
 __global__ void __launch_bounds__(kDecodeShapes[I].threads(), 1) decode_attention_kernel(DecodeArgs<DeviceCtx> a) {
   DeviceCtx c;
   decode_attention<kDecodeShapes[I]>(c, a);
+}
+
+template <int I>
+__global__ void __launch_bounds__(kIntegerShapes[I].threads(), 1) integer_decode_kernel(DecodeArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  integer_decode<kIntegerShapes[I]>(c, a);
+}
+template <int I>
+__global__ void __launch_bounds__(kIntegerShapes[I].base.dim, 1) integer_merge_kernel(DecodeArgs<DeviceCtx> a) {
+  DeviceCtx c;
+  span_merge<kIntegerShapes[I].base.dim, kIntegerShapes[I].base.dtype>(c, a, kIntegerShapes[I].base.q_per_kv);
 }
 
 template <int I>
@@ -95,9 +107,8 @@ void quantize(const QuantizeArgs<DeviceCtx>& a, std::int64_t heads, void* stream
   start(quantize_pack_kernel<I>, dim3(blocks_of(ceil_div(a.count, S.tile())), static_cast<unsigned>(heads)), S.threads(), S.shared_bytes(), a, stream);
 }
 
-template <int I>
-void decode(const DecodeArgs<DeviceCtx>& a, std::int64_t sequences, void* stream) {
-  constexpr DecodeShape S = kDecodeShapes[I];
+/// What decode_attention and integer_decode ask of their arguments.
+void check_decode(const DecodeShape& S, const DecodeArgs<DeviceCtx>& a, std::int64_t sequences) {
   require(sequences > 0 && sequences <= 65535 && a.kv_heads > 0 && a.kv_heads <= 65535, "sequences and kv_heads must lie between 1 and 65535");
   require(a.page > 0 && a.page % 16 == 0 && a.page % S.k.block_rows() == 0 && a.page % S.v.block_rows() == 0, "page must be a multiple of 16 tokens and of groups along tokens");
   require(a.pages_per_sequence > 0, "pages_per_sequence must be positive");
@@ -108,9 +119,30 @@ void decode(const DecodeArgs<DeviceCtx>& a, std::int64_t sequences, void* stream
   require_aligned(8, {a.state}, "state must be aligned to 8 bytes");
   require_aligned(4, {a.pages, a.partial, a.k.factors, a.v.factors}, "pages, partial and factors must be aligned to 4 bytes");
   require_aligned(2, {a.out}, "out must be aligned to 2 bytes");
+}
+
+template <int I>
+void decode(const DecodeArgs<DeviceCtx>& a, std::int64_t sequences, void* stream) {
+  constexpr DecodeShape S = kDecodeShapes[I];
+  check_decode(S, a, sequences);
   const dim3 grid(blocks_of(a.max_spans), static_cast<unsigned>(a.kv_heads), static_cast<unsigned>(sequences));
   start(decode_attention_kernel<I>, grid, S.threads(), S.shared_bytes(), a, stream);
   if (a.max_spans > 1) start(span_merge_kernel<I>, dim3(blocks_of(std::int64_t{a.kv_heads} * S.q_per_kv), static_cast<unsigned>(sequences)), S.dim, 0, a, stream);
+}
+
+template <int I>
+void integer(const DecodeArgs<DeviceCtx>& a, std::int64_t sequences, void* stream) {
+  constexpr IntegerShape S = kIntegerShapes[I];
+  check_decode(S.base, a, sequences);
+  const dim3 grid(blocks_of(a.max_spans), static_cast<unsigned>(a.kv_heads), static_cast<unsigned>(sequences));
+  start(integer_decode_kernel<I>, grid, S.threads(), S.shared_bytes(), a, stream);
+  if (a.max_spans > 1)
+    start(integer_merge_kernel<I>, dim3(blocks_of(std::int64_t{a.kv_heads} * S.base.q_per_kv), static_cast<unsigned>(sequences)), S.base.dim, 0, a, stream);
+}
+template <std::size_t... I>
+void choose_integer(int shape, const DecodeArgs<DeviceCtx>& a, std::int64_t sequences, void* stream, std::index_sequence<I...>) {
+  const bool found = ((shape == static_cast<int>(I) ? (integer<static_cast<int>(I)>(a, sequences, stream), true) : false) || ...);
+  require(found, "shape is no index of kIntegerShapes");
 }
 
 template <bool Rope, int I>
@@ -212,6 +244,10 @@ void launch_quantize_pack(int shape, const QuantizeArgs<DeviceCtx>& args, std::i
 
 void launch_decode_attention(int shape, const DecodeArgs<DeviceCtx>& args, std::int64_t sequences, void* stream) {
   choose_decode(shape, args, sequences, stream, std::make_index_sequence<std::size(kDecodeShapes)>{});
+}
+
+void launch_integer_decode(int shape, const DecodeArgs<DeviceCtx>& args, std::int64_t sequences, void* stream) {
+  choose_integer(shape, args, sequences, stream, std::make_index_sequence<std::size(kIntegerShapes)>{});
 }
 
 void launch_hadamard(int shape, const RowArgs<DeviceCtx>& args, void* stream) {

@@ -23,6 +23,9 @@ void launch_quantize_pack(int shape, const QuantizeArgs<DeviceCtx>& args, std::i
 /// must be at least 1, as kernels::DecodeLaunch::check asks, else that sequence's output stays unwritten.
 void launch_decode_attention(int shape, const DecodeArgs<DeviceCtx>& args, std::int64_t sequences, void* stream);
 
+/// The same in exact integers with kIntegerShapes[shape]; keys of shapes along tokens are coded in whole groups.
+void launch_integer_decode(int shape, const DecodeArgs<DeviceCtx>& args, std::int64_t sequences, void* stream);
+
 /// Hadamard transform or rotary embedding of rows in place with kRowShapes[shape].
 void launch_hadamard(int shape, const RowArgs<DeviceCtx>& args, void* stream);
 void launch_rope_apply(int shape, const RowArgs<DeviceCtx>& args, void* stream);

@@ -14,7 +14,7 @@ import sys
 import tempfile
 
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"]
-KERNELS = ("quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply", "page_score", "row_gather", "top_k",
+KERNELS = ("quantize_pack", "decode_attention", "integer_decode", "integer_merge", "span_merge", "hadamard", "rope_apply", "page_score", "row_gather", "top_k",
            "window_states", "window_merge", "window_weights", "score_pool",
            "accumulated_scores", "page_bounds", "prefix_merge", "weighted_merge")
 SOURCES = ("kernels.cu", "update_kernels.cu")

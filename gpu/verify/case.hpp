@@ -56,14 +56,24 @@ struct PageScoreCase {
 };
 Verdict verify_page_score(const PageScoreInstance& instance, const PageScoreCase& of, std::span<const Schedule> schedules);
 
+/// What the rows of a decode case hold: draws, or an edge of the integer mode.
+enum class DecodeContent : std::uint8_t {
+  drawn,
+  equal_scores,  // queries of zeros
+  dominant,      // one key takes all the weight
+  zero_scales,   // groups of equal values
+  largest_codes  // query, key and weight codes at the top of their ranges
+};
+
 struct DecodeCase {
   std::vector<std::int32_t> contexts{300};
   int kv_heads = 2;
   std::int64_t page = 64;          // tokens, a multiple of 16 and of the formats' groups along tokens
   std::int64_t residual_window = 128;
   std::uint64_t seed = 1;
+  DecodeContent content = DecodeContent::drawn;
 };
-/// The decode kernel and, where a sequence has several spans, the merge.
+/// The decode kernel, in float32 or exact integers as the instance says, and, where a sequence has several spans, the merge.
 std::vector<Verdict> verify_decode(const DecodeInstance& instance, const DecodeCase& of, std::span<const Schedule> schedules);
 
 /// Output rows of one sequence of the case, as bits, from the kernels alone: for comparisons between batches.

@@ -4,7 +4,7 @@
 #include "core/errors.hpp"
 #include "core/formats/dtype.hpp"
 #include "core/kernels/decode_traffic.hpp"
-#include "gpu/verify/parts.hpp"
+#include "gpu/verify/integer_rows.hpp"
 #include "reference/primitives/attention.hpp"
 
 namespace kvatlas::gpu {
@@ -17,6 +17,7 @@ struct SideImage {
   std::vector<char> codes_used, scales_used, zeros_used, plain_used;
   SideStrides strides;
   std::vector<Array> values;  // [sequences * kv_heads]
+  std::vector<CodedHead> heads;  // the same, of what is coded
 };
 
 struct Image {
@@ -60,8 +61,9 @@ void fill(SideImage& image, const KernelFormat& f, Dtype dtype, const Array& row
   const std::int64_t count = rows.dims()[0];
   const auto table = case_table(f);
   Array values({count, dim});
+  CodedHead h{.codes = {}, .scales = {}, .zeros = {}, .values = Array({0, dim})};
   if (coded > 0) {
-    const CodedHead h = reference_codes(f, dtype, rows.view().slice(0, 0, coded), case_head_scale(f), table);
+    h = reference_codes(f, dtype, rows.view().slice(0, 0, coded), case_head_scale(f), table);
     const auto part = [&](const std::vector<std::uint8_t>& from, std::vector<std::uint8_t>& to, std::vector<char>& used, std::int64_t stride, auto bytes_of) {
       for (std::int64_t t = 0; t < coded; t += page) {
         const std::int64_t first = bytes_of(t), last = bytes_of(std::min(coded, t + page));
@@ -79,11 +81,48 @@ void fill(SideImage& image, const KernelFormat& f, Dtype dtype, const Array& row
     for (std::int64_t t = coded; t < count; ++t) std::ranges::copy(rows.view().row(t), values.view().row(t).begin());
   }
   image.values.push_back(std::move(values));
+  image.heads.push_back(std::move(h));
 }
 
 std::int64_t coded_tokens(const DecodeShape& s, const KernelFormat& f, std::int64_t context, std::int64_t window) {
   if (!s.residual || f.scheme == CodeScheme::plain) return context;
   return f.along_tokens() ? context - context % window : std::max<std::int64_t>(0, context - window);
+}
+
+const char* name_of(DecodeContent content) {
+  static constexpr const char* kNames[] = {"", "equal scores ", "one dominant score ", "zero scales ", "largest codes "};
+  return kNames[static_cast<std::size_t>(content)];
+}
+
+Array draw_queries(DecodeContent content, const DecodeShape& s, std::uint64_t seed) {
+  Array q = draw_rows(s.q_per_kv, s.dim, s.dtype, seed);
+  for (float& f : q.values()) f = content == DecodeContent::equal_scores ? 0.0F : content == DecodeContent::largest_codes ? 1.0F : f;
+  return q;
+}
+
+Array draw_keys(DecodeContent content, std::int64_t context, const DecodeShape& s, const Array& q, std::uint64_t seed) {
+  Array k = draw_rows(context, s.dim, s.dtype, seed);
+  for (std::int64_t t = 0; t < context; ++t)
+    for (std::int64_t c = 0; c < s.dim; ++c) {
+      float& f = k.view()(t, c);
+      if (content == DecodeContent::dominant) f = t == context / 3 ? 4.0F * q.view()(0, c) : f / 256.0F;
+      if (content == DecodeContent::zero_scales) f = static_cast<float>(c % 9) / 8.0F;
+      if (content == DecodeContent::largest_codes) f = t % 32 == 0 ? 0.0F : 1.0F;
+    }
+  num::round_to(s.dtype, k.values());
+  return k;
+}
+
+Array draw_values(DecodeContent content, std::int64_t context, const DecodeShape& s, std::uint64_t seed) {
+  Array v = draw_rows(context, s.dim, s.dtype, seed);
+  for (std::int64_t t = 0; t < context; ++t)
+    for (std::int64_t c = 0; c < s.dim; ++c) {
+      float& f = v.view()(t, c);
+      if (content == DecodeContent::zero_scales) f = static_cast<float>(t % 9) / 8.0F;
+      if (content == DecodeContent::largest_codes) f = c % 32 == 0 ? 0.0F : 1.0F;
+    }
+  num::round_to(s.dtype, v.values());
+  return v;
 }
 
 Image make_image(const DecodeInstance& instance, const DecodeCase& of) {
@@ -116,16 +155,23 @@ Image make_image(const DecodeInstance& instance, const DecodeCase& of) {
       // A sequence's rows depend on its length alone, so that it is the same in every batch.
       const std::uint64_t seed = of.seed * 1000003 + static_cast<std::uint64_t>(context) * 131 + static_cast<std::uint64_t>(h) * 17;
       const std::int64_t slot = static_cast<std::int64_t>(i) * of.kv_heads + h;
-      fill(image.k, s.k, s.dtype, draw_rows(context, s.dim, s.dtype, seed), image.sequences[i].k_coded, pages, of.page, slot, h, of.kv_heads);
-      fill(image.v, s.v, s.dtype, draw_rows(context, s.dim, s.dtype, seed + 1), image.sequences[i].v_coded, pages, of.page, slot, h, of.kv_heads);
-      const Array q = draw_rows(s.q_per_kv, s.dim, s.dtype, seed + 2);
+      const Array q = draw_queries(of.content, s, seed + 2);
+      fill(image.k, s.k, s.dtype, draw_keys(of.content, context, s, q, seed), image.sequences[i].k_coded, pages, of.page, slot, h, of.kv_heads);
+      fill(image.v, s.v, s.dtype, draw_values(of.content, context, s, seed + 1), image.sequences[i].v_coded, pages, of.page, slot, h, of.kv_heads);
       const auto bits = bits_of_rows(q.view(), s.dtype);
       image.q.insert(image.q.end(), bits.begin(), bits.end());
       const auto slot_index = static_cast<std::size_t>(slot);
       for (int g = 0; g < s.q_per_kv; ++g) {
         std::vector<float> x(static_cast<std::size_t>(context)), out(static_cast<std::size_t>(s.dim));
-        logits(q.view().row(g), image.k.values[slot_index].view(), image.scale, x);
-        finish(softmax_part(x, image.v.values[slot_index].view()), out);
+        const Array &keys = image.k.values[slot_index], &values = image.v.values[slot_index];
+        const auto integer = [&] { return IntegerRows(s.v, image.v.heads[slot_index], image.sequences[i].v_coded, values.view()); };
+        if (instance.integer_tile > 0) {
+          integer_logits(q.view().row(g), IntegerRows(s.k, image.k.heads[slot_index], image.sequences[i].k_coded, keys.view()).rows(), image.scale, x);
+          finish(integer_part(x, integer().rows(), instance.integer_tile), out);
+        } else {
+          logits(q.view().row(g), keys.view(), image.scale, x);
+          finish(softmax_part(x, values.view()), out);
+        }
         for (const float f : out) image.want.push_back(static_cast<std::uint16_t>(num::encode(s.dtype, f)));
         for (std::int64_t span = 0; span < spans; ++span) {
           const std::int64_t first = span * span_length(context), count = std::min(span_length(context), context - first);
@@ -134,7 +180,8 @@ Image make_image(const DecodeInstance& instance, const DecodeCase& of) {
             image.want_state.insert(image.want_state.end(), 2, num::quiet_nan());
             continue;
           }
-          const SoftmaxPart part = softmax_part(std::span(x).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)), image.v.values[slot_index].view().slice(0, first, count));
+          const auto of_span = std::span(x).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+          const SoftmaxPart part = instance.integer_tile > 0 ? integer_span(of_span, integer().rows(), first, instance.integer_tile) : softmax_part(of_span, values.view().slice(0, first, count));
           image.want_partial.insert(image.want_partial.end(), part.acc.begin(), part.acc.end());
           image.want_state.insert(image.want_state.end(), {part.max, part.sum});
         }
@@ -142,7 +189,7 @@ Image make_image(const DecodeInstance& instance, const DecodeCase& of) {
     }
   }
   image.entry = {.k_format = s.k, .v_format = s.v, .dim = s.dim, .q_per_kv = s.q_per_kv, .kv_heads = of.kv_heads, .page = of.page, .pages_per_sequence = per_sequence,
-                 .max_spans = spans, .k = image.k.strides, .v = image.v.strides};
+                 .max_spans = spans, .tile = instance.integer_tile > 0 ? instance.integer_tile : kTile, .k = image.k.strides, .v = image.v.strides};
   return image;
 }
 
@@ -240,8 +287,8 @@ std::vector<Verdict> verify_decode(const DecodeInstance& instance, const DecodeC
   image.entry.pages = image.pages;
   std::string contexts;
   for (const std::int32_t c : of.contexts) contexts += cat(contexts.empty() ? "" : ",", c);
-  const std::string shape = cat("contexts=", contexts, " kv_heads=", of.kv_heads, " q_per_kv=", s.q_per_kv, " dim=", s.dim, " page=", of.page);
-  Verdict v{.kernel = "decode_attention", .format = cat(name_of(s.k, s.dtype), '+', name_of(s.v, s.dtype)), .shape = shape};
+  const std::string shape = cat(of.content == DecodeContent::drawn ? "" : name_of(of.content), "contexts=", contexts, " kv_heads=", of.kv_heads, " q_per_kv=", s.q_per_kv, " dim=", s.dim, " page=", of.page);
+  Verdict v{.kernel = instance.integer_tile > 0 ? "integer_decode" : "decode_attention", .format = cat(name_of(s.k, s.dtype), '+', name_of(s.v, s.dtype)), .shape = shape};
   v.planned = image.entry.traffic();
   v.shared_bytes = instance.shared_bytes;
   v.floor_bytes = image.entry.floor_bytes();

@@ -23,6 +23,7 @@ struct DecodeInstance {
   std::int64_t shared_bytes;
   LaunchReport (*run)(Executor&, const Launch&, const Schedule&, const DecodeArgs<SimCtx>&);
   LaunchReport (*merge)(Executor&, const Launch&, const Schedule&, const DecodeArgs<SimCtx>&);
+  int integer_tile = 0;  // tokens of a tile of integer_decode; 0: decode_attention
 };
 
 struct RowInstance {
@@ -40,6 +41,8 @@ std::span<const PageScoreInstance> page_score_instances();
 std::span<const RowInstance> row_instances();
 std::span<const QuantizeInstance> quantize_instances();
 std::span<const DecodeInstance> decode_instances();
+/// The same in exact integers.
+std::span<const DecodeInstance> integer_instances();
 
 /// "int2/32t groups", "bf16", "nvfp4": what a format is called in tables.
 std::string name_of(const KernelFormat& format, Dtype dtype);

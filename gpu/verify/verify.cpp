@@ -9,7 +9,7 @@
 
 namespace kvatlas::gpu {
 
-std::vector<std::string> verified_kernels() { return {"quantize_pack", "decode_attention", "span_merge", "hadamard", "rope_apply", "page_score", "row_gather", "top_k", "window_states", "window_merge", "window_weights", "score_pool",
+std::vector<std::string> verified_kernels() { return {"quantize_pack", "decode_attention", "integer_decode", "span_merge", "hadamard", "rope_apply", "page_score", "row_gather", "top_k", "window_states", "window_merge", "window_weights", "score_pool",
           "accumulated_scores", "page_bounds", "prefix_merge", "weighted_merge"}; }
 
 std::vector<Verdict> verify(const VerifyOptions& options, const std::function<void(const Verdict&)>& progress) {
@@ -47,6 +47,18 @@ std::vector<Verdict> verify(const VerifyOptions& options, const std::function<vo
       }
       for (const DecodeCase& c : cases)
         for (const Verdict& v : verify_decode(i, c, schedules)) add(v, &i - decode_instances().data());
+    }
+  if (has_kernel("integer_decode"))
+    for (const DecodeInstance& i : integer_instances()) {
+      if (!has_format(name_of(i.shape.k, i.shape.dtype) + "+" + name_of(i.shape.v, i.shape.dtype))) continue;
+      std::vector<DecodeCase> cases{{.contexts = {577}, .kv_heads = 1}};
+      if (options.long_run) {
+        cases.push_back({.contexts = {1, 129, 577, 64, 300}, .kv_heads = 2, .page = 32, .seed = 2});
+        cases.push_back({.contexts = {2051}, .kv_heads = 1, .page = 128, .seed = 4});
+        for (const DecodeContent content : {DecodeContent::equal_scores, DecodeContent::dominant, DecodeContent::zero_scales, DecodeContent::largest_codes})
+          cases.push_back({.contexts = {333}, .kv_heads = 1, .residual_window = 32, .content = content});
+      }
+      for (const DecodeCase& c : cases) add(verify_decode(i, c, schedules).front());
     }
   for (const RowInstance& i : row_instances()) {
     if (!has_format(i.shape.dtype == Dtype::bf16 ? "bf16" : "fp16")) continue;

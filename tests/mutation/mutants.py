@@ -15,6 +15,7 @@ DRIVER = """// Written by tests/mutation/mutants.py: one mutant against the refe
 #include <cstdio>
 #include <string>
 
+#include "gpu/kernels/integer_decode.hpp"
 #include "gpu/verify/case.hpp"
 #include "gpu/verify/selection_case.hpp"
 #include "gpu/verify/update_case.hpp"
@@ -55,6 +56,11 @@ std::vector<Verdict> verdicts() {
                                 }};
   return verify_decode(instance, {.contexts = {@CONTEXT@}, .kv_heads = 1, .page = 64, .residual_window = 32}, all_schedules(1));
 }"""
+
+INTEGER = DECODE.replace("constexpr DecodeShape kShape{@K@, @V@, 128, @GROUP@, Dtype::bf16, @TAIL@, 2};", "constexpr IntegerShape kShape{{@K@, @V@, 128, @GROUP@, Dtype::bf16, @TAIL@, 2}, 64};")
+for old, new in (("{kShape, kShape", "{kShape.base, kShape"), ("decode_attention<", "integer_decode<"), ("kShape.q_per_kv", "kShape.base.q_per_kv"),
+                 ("                                }};", "                                }, kShape.tile};")):
+    INTEGER = INTEGER.replace(old, new)
 
 ROWS = """constexpr RowShape kShape{128, 128, Dtype::bf16};
 std::vector<Verdict> verdicts() {
@@ -194,7 +200,7 @@ def write(name, source, target):
     elif fields[0] == "rows":
         run = ROWS.replace("@KERNEL@", fields[1])
     else:
-        run = DECODE.replace("@K@", fields[1]).replace("@V@", fields[2]).replace("@GROUP@", fields[3]).replace("@TAIL@", fields[4]).replace("@CONTEXT@", fields[5])
+        run = (INTEGER if fields[0] == "integer" else DECODE).replace("@K@", fields[1]).replace("@V@", fields[2]).replace("@GROUP@", fields[3]).replace("@TAIL@", fields[4]).replace("@CONTEXT@", fields[5])
     (target / "driver.cpp").write_text(DRIVER.replace("@RUN@", run))
 
 
