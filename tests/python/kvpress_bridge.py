@@ -58,11 +58,11 @@ class Problem:
     def words(self) -> dict[str, Any]:
         return {"position_embeddings": self.positions, "hidden_states": self.hidden}
 
-    def compress(self, press: Any, attention: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The press' keys and values; its own copy of ours, since some presses write into what they get."""
+    def compress(self, press: Any, attention: torch.Tensor | None = None, keys: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The press' keys and values; keys: a copy of ours, since some presses write into what they get."""
         self.module.masked_key_indices = None
         with torch.no_grad():
-            return press.compress(self.module, self.hidden, self.keys.clone(), self.values, attention, self.words())
+            return press.compress(self.module, self.hidden, self.keys.clone() if keys is None else keys, self.values, attention, self.words())
 
     def kept(self, press: Any, attention: torch.Tensor | None = None) -> list[list[int]]:
         """Tokens that the press keeps, ascending, for each kv head."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, Iterator
@@ -16,6 +14,7 @@ sys.path.insert(0, str(HERE))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "core: what the page is for, in a browser")
     config.addinivalue_line("markers", "large: makes or opens a store of 100,000 decode steps")
 
 
@@ -68,17 +67,13 @@ def large_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
+    from chromium import Chromium, Error, executable
+    program = executable()
+    if program is None:
+        pytest.skip("no Chromium: ./dev test --full installs it, or apt-get install chromium, or KVATLAS_CHROMIUM=/path")
     try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError:
-        pytest.skip("playwright is not installed: pip install playwright")
-    executable = os.environ.get("KVATLAS_CHROMIUM") or next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if p), None)
-    if executable is None:
-        pytest.skip("no Chromium: apt-get install chromium, or KVATLAS_CHROMIUM=/path")
-    with sync_playwright() as p:
-        try:
-            chromium = p.chromium.launch(executable_path=executable, args=["--no-sandbox", "--enable-unsafe-swiftshader"])
-        except Error as error:
-            pytest.skip(f"Chromium does not start: {str(error).splitlines()[0]}")
-        yield chromium
-        chromium.close()
+        chromium = Chromium(program)
+    except (Error, OSError) as error:
+        pytest.skip(f"Chromium does not start: {error}")
+    yield chromium
+    chromium.close()

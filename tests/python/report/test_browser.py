@@ -1,4 +1,5 @@
-"""The page in a real browser, opened from a file: no server, no network, no error on the console."""
+"""The page in a real browser, opened from a file: no server, no network, no error on the console. The tests marked `core` run wherever there is a
+Chromium, the rest in `./dev test --full`."""
 
 from __future__ import annotations
 
@@ -8,31 +9,22 @@ from typing import Any, Iterator, List
 
 import pytest
 
-WAIT = 60_000  # ms; machines that build something else beside the test are slow
-
 
 class Opened:
     """A page, what it complained about, and what it asked the network for."""
 
     def __init__(self, browser: Any, path: Path, address: str = "", **context: Any):
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True, **context)
+        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **context)
         self.page = self.context.new_page()
-        self.clock = self.context.new_cdp_session(self.page)
-        self.clock.send("Performance.enable", {"timeDomain": "threadTicks"})
-        self.page.set_default_timeout(WAIT)
-        self.complaints: List[str] = []
-        self.requests: List[str] = []
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") and "GPU stall" not in m.text else None)
-        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
-        self.page.on("request", lambda r: self.requests.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
+        self.complaints = self.page.complaints
         started = time.monotonic()
         self.page.goto(path.as_uri() + address)
-        self.page.wait_for_function("window.opened", timeout=WAIT)
+        self.page.wait_for_function("window.opened")
         self.seconds = time.monotonic() - started
 
-    def cpu_seconds(self) -> float:
-        """What the page's main thread has worked so far: other processes on the machine do not count."""
-        return next(m["value"] for m in self.clock.send("Performance.getMetrics")["metrics"] if m["name"] == "TaskDuration")
+    @property
+    def requests(self) -> List[str]:
+        return [url for url in self.page.requests if not url.startswith(("file:", "data:", "blob:"))]
 
     def text(self, selector: str) -> str:
         return self.page.inner_text(selector)
@@ -62,6 +54,7 @@ def opened(browser: Any, page: Path) -> Iterator[Opened]:
     o.context.close()
 
 
+@pytest.mark.core
 def test_it_opens_on_question_answer_and_the_first_rows(opened: Opened) -> None:
     assert opened.page.title() == "kvatlas: atlas.sqlite"
     assert opened.page.eval_on_selector_all("#question select", "all => all.map((s) => s.selectedOptions[0].textContent)") == ["Small 8B", "RTX-9000", "32,768 prompt + 512 output tokens, TPOT ≤ 50 ms"]
@@ -81,12 +74,12 @@ def test_every_chart_is_drawn_when_it_comes_into_view(opened: Opened) -> None:
         assert opened.text(f"#{chart} h3"), chart
         assert opened.text(f"#{chart} .sentence"), chart
         assert opened.page.get_attribute(f"#{chart} .plot", "aria-label"), chart
-        assert opened.page.locator(f"#{chart} details table tr").count() > 2, chart
+        assert opened.page.count(f"#{chart} details table tr") > 2, chart
     assert "Bits of one original value at 32K tokens" in opened.text("#ledger h3")
 
 
 def test_at_most_eight_series_are_lit_and_unsure_ones_are_hatched(opened: Opened) -> None:
-    assert opened.page.locator("#legend .series").count() <= 8
+    assert opened.page.count("#legend .series") <= 8
     opened.see("#tradeoff")
     hatched = opened.page.eval_on_selector_all("#tradeoff .point", "all => all.filter((p) => p.style.fill.includes('hatch')).length")
     assert hatched >= 3  # turboquant and kivi were never timed, pyramidkv's quality is a proxy
@@ -94,6 +87,7 @@ def test_at_most_eight_series_are_lit_and_unsure_ones_are_hatched(opened: Opened
     assert solid >= 3
 
 
+@pytest.mark.core
 def test_hovering_shows_figures_interval_and_provenance_and_a_click_copies_the_command(opened: Opened) -> None:
     at = opened.point("tradeoff", "turboquant")
     opened.page.mouse.move(at["x"], at["y"])
@@ -107,6 +101,7 @@ def test_hovering_shows_figures_interval_and_provenance_and_a_click_copies_the_c
     assert opened.page.evaluate("window.lastCopied") == "kvatlas simulate --model small-8b --gpu rtx-9000 --method turboquant --prompt 32768 --output 512 --slo tpot_ms=50"
 
 
+@pytest.mark.core
 def test_filters_change_the_answer_and_live_in_the_address(opened: Opened, browser: Any, page: Path) -> None:
     opened.page.click('#filters .chip[data-value="quantization"]')
     opened.page.wait_for_function("location.hash.includes('family=quantization')")
@@ -139,8 +134,9 @@ def test_evidence_and_deployability_filter_rows(opened: Opened) -> None:
     assert "kivi" not in opened.text("#top")
 
 
+@pytest.mark.core
 def test_the_legend_lights_and_greys_series(opened: Opened) -> None:
-    before = opened.page.locator("#legend .series").count()
+    before = opened.page.count("#legend .series")
     opened.page.click('#legend .series:has-text("quest")')
     opened.page.wait_for_function(f"document.querySelectorAll('#legend .series').length === {before - 1}")
     assert "lit=" in opened.page.evaluate("new Promise((r) => setTimeout(() => r(location.hash), 200))")
@@ -150,7 +146,7 @@ def test_the_legend_lights_and_greys_series(opened: Opened) -> None:
     for recipe in ("slow_one", "kivi:bits=4", "quest"):
         opened.page.fill("#add", recipe)
         opened.page.keyboard.press("Enter")
-    assert opened.page.locator("#legend .series").count() <= 8
+    assert opened.page.count("#legend .series") <= 8
     opened.page.fill("#add", "nothing_like_it")
     opened.page.keyboard.press("Enter")
     opened.page.wait_for_function("document.querySelector('#live').textContent === 'The store has no nothing_like_it'")
@@ -188,6 +184,7 @@ def test_two_pinned_configurations_are_compared(opened: Opened) -> None:
     assert "a prompt holds 11.88 GiB more" in table and "group_size is 48, must divide head_dim (128)" in table and "false" not in table and "NaN" not in table
 
 
+@pytest.mark.core
 def test_tables_sort_by_their_heads(opened: Opened) -> None:
     opened.see("#rows")
     opened.page.wait_for_selector("#rows-table")
@@ -200,21 +197,22 @@ def test_tables_sort_by_their_heads(opened: Opened) -> None:
     opened.page.click('#claims-table [data-sort="2"]')
     assert "7 x" in opened.page.inner_text("#claims-table tbody tr:first-child")
     opened.page.click('[data-verdict="not_reproduced"]')
-    assert opened.page.locator("#claims-table tbody tr").count() == 1
+    assert opened.page.count("#claims-table tbody tr") == 1
     assert "context 32768 <batch 1>" in opened.text("#claims-table")  # text of a store is never markup
 
 
-@pytest.mark.parametrize("button, name, start", [("png", "kvatlas-tradeoff.png", b"\x89PNG"), ("svg", "kvatlas-tradeoff.svg", b"<svg"), ("csv", "kvatlas-tradeoff.csv", b"rank,method")])
-def test_a_chart_is_exported(opened: Opened, button: str, name: str, start: bytes) -> None:
+@pytest.mark.core
+def test_a_chart_is_exported(opened: Opened) -> None:
     opened.see("#tradeoff")
     opened.page.hover("#tradeoff header")
-    with opened.page.expect_download() as waiting:
-        opened.page.click(f"#tradeoff [data-{button}]")
-    content = Path(waiting.value.path()).read_bytes()
-    assert waiting.value.suggested_filename == name and content.startswith(start) and len(content) > 400
-    if button == "svg":
-        assert b"url(&quot;#hatch-" in content or b"url(#hatch-" in content
-        assert b"<pattern" in content
+    for button, name, start in (("png", "kvatlas-tradeoff.png", b"\x89PNG"), ("svg", "kvatlas-tradeoff.svg", b"<svg"), ("csv", "kvatlas-tradeoff.csv", b"rank,method")):
+        with opened.page.expect_download() as saved:
+            opened.page.click(f"#tradeoff [data-{button}]")
+        content = saved.path.read_bytes()
+        assert saved.suggested_filename == name and content.startswith(start) and len(content) > 400
+        if button == "svg":
+            assert b"url(&quot;#hatch-" in content or b"url(#hatch-" in content
+            assert b"<pattern" in content
 
 
 def test_the_keyboard_reaches_every_point_and_copies_it(opened: Opened) -> None:
@@ -255,11 +253,9 @@ def test_no_webgl_is_no_obstacle(browser: Any, page: Path) -> None:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.add_init_script("HTMLCanvasElement.prototype.getContext = new Proxy(HTMLCanvasElement.prototype.getContext, { apply: (f, self, args) => (/webgl/.test(args[0]) ? null : Reflect.apply(f, self, args)) })")
     tab = context.new_page()
-    complaints: List[str] = []
-    tab.on("pageerror", lambda e: complaints.append(str(e)))
     tab.goto(page.as_uri() + "#scope=all")
-    tab.wait_for_function("window.opened", timeout=WAIT)
-    assert tab.locator("#tradeoff .scatterlayer .point").count() > 50 and complaints == []
+    tab.wait_for_function("window.opened")
+    assert tab.count("#tradeoff .scatterlayer .point") > 50 and tab.complaints == []
     context.close()
 
 
@@ -365,7 +361,7 @@ def test_runs_of_whole_models_have_a_table_and_bad_coverage_is_said(opened: Open
     opened.see("#validation")
     text = opened.text("#validation")
     assert "Runs of whole models" in text and "it held time to the first token 23 % of the measured values. The others: time per output token 82 %." in text
-    assert opened.page.locator("#runs-table tbody tr").count() == 3 and opened.page.locator("#runs-table .off").count() == 1
+    assert opened.page.count("#runs-table tbody tr") == 3 and opened.page.count("#runs-table .off") == 1
     assert "vllm-0.9" in opened.text("#runs-table") and "The 80 % interval holds: decode attention (cold) 80 %." in text
     assert "of measured runs of whole models they hold 23 %" in opened.text("#about-box")
 
@@ -386,27 +382,27 @@ def test_a_decoding_question_names_its_ratios(opened: Opened) -> None:
     opened.page.select_option("#pick-ask", "c32768")
     assert "same batch" in opened.text("#top thead") and "decode only" not in opened.text("#top thead")
     assert "decode only" not in opened.text("#answer")
-    assert opened.page.get_attribute("#top tr.part th", "colspan") == str(opened.page.locator("#top thead th").count())
+    assert opened.page.get_attribute("#top tr.part th", "colspan") == str(opened.page.count("#top thead th"))
 
 
 @pytest.mark.large
 def test_100000_points_open_and_answer_the_pointer(browser: Any, large_page: Path) -> None:
     o = Opened(browser, large_page)
-    opening = o.cpu_seconds()
+    opening = o.page.cpu_seconds()
     print(f"100,000 decode steps: {large_page.stat().st_size / 1e6:.2f} MB; open after {o.seconds:.2f} s, {opening:.2f} s of them work of the page")
     o.see("#tradeoff")
-    before, started = o.cpu_seconds(), time.monotonic()
+    before, started = o.page.cpu_seconds(), time.monotonic()
     o.page.click('[data-scope="all"]')
     o.page.wait_for_function("/^\\d{3},\\d{3} decode steps of every model and GPU$/.test(document.querySelector('#tradeoff h3').textContent)")
-    drawing = o.cpu_seconds() - before
+    drawing = o.page.cpu_seconds() - before
     print(f"all of them drawn after {time.monotonic() - started:.2f} s, {drawing:.2f} s of them work of the page")
-    assert o.page.locator("#tradeoff .gl-canvas").count() > 0
+    assert o.page.count("#tradeoff .gl-canvas") > 0
     # The pointer over all of them; a frame has 16 ms.
-    box = o.page.locator("#tradeoff .plot").bounding_box()
-    before = o.cpu_seconds()
+    box = o.page.bounding_box("#tradeoff .plot")
+    before = o.page.cpu_seconds()
     for i in range(40):
         o.page.mouse.move(box["x"] + 100 + 20 * i, box["y"] + 120 + 5 * i)
-    moving = (o.cpu_seconds() - before) / 40
+    moving = (o.page.cpu_seconds() - before) / 40
     print(f"a movement of the pointer over all points: {1e3 * moving:.1f} ms of work")
     at = o.page.evaluate("""() => { const plot = document.querySelector('#tradeoff .plot'), r = plot.getBoundingClientRect(), l = plot._fullLayout, t = plot.data[0], k = t.x.length >> 1;
       return [r.left + l.xaxis._offset + l.xaxis.l2p(Math.log10(t.x[k])), r.top + l.yaxis._offset + l.yaxis.l2p(Math.log10(t.y[k]))]; }""")
