@@ -110,6 +110,13 @@ Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const
   return rows;
 }
 
+/// throws Unsupported for a method whose draft would have to run beside the model
+void require_no_draft(const Recipe& recipe) {
+  for (const Rule& rule : recipe.rules())
+    if (std::ranges::find(rule.key.method->needs, Need::draft_model) != rule.key.method->needs.end())
+      throw Unsupported(cat(rule.key.method->slug, " needs a draft model, and an evaluation runs the target alone"));
+}
+
 Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Recipe>& recipes, OpenInputs inputs, TensorMap& trained, const models::Model* record,
                       EvaluationRun& run) {
   const std::vector<std::string> tasks = parse_tasks(p);
@@ -151,6 +158,7 @@ Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Reci
   for (const Recipe& recipe : recipes) {
     if (recipe.canonical() == "full") continue;
     try {
+      require_no_draft(recipe);
       candidates.push_back(models::candidate_of(recipe, shape, inputs));
       of_candidate.push_back(&recipe);
     } catch (const Error& e) {

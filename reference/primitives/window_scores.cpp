@@ -9,7 +9,8 @@
 
 namespace kvatlas {
 
-std::vector<std::vector<std::uint64_t>> window_masses(const LayerClass& c, int kv_head, View<const float> q, View<const float> k) {
+std::vector<std::vector<std::uint64_t>> window_masses(const LayerClass& c, int kv_head, View<const float> q, View<const float> k,
+                                                      WindowReduce reduce) {
   const std::int64_t rows = k.dim(0), window = q.dim(1);
   if (window > rows) throw InvalidArgument(cat("observation_window is ", window, ", must be at most the context (", rows, ")"));
   const float scale = logit_scale(c);
@@ -25,7 +26,8 @@ std::vector<std::vector<std::uint64_t>> window_masses(const LayerClass& c, int k
       // Maximum and sum alone: the state of an attention over values without channels.
       softmax_weights(x, softmax_part(x, View<const float>(nullptr, {seen, 0})), p);
       auto& mass = masses[static_cast<std::size_t>(g)];
-      for (std::size_t t = 0; t < mass.size(); ++t) mass[t] += num::to_mass(p[t]);
+      for (std::size_t t = 0; t < mass.size(); ++t)
+        mass[t] = reduce == WindowReduce::max ? std::max(mass[t], num::to_mass(p[t])) : mass[t] + num::to_mass(p[t]);
     }
   return masses;
 }

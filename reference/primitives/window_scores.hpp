@@ -12,16 +12,18 @@
 namespace kvatlas {
 
 enum class GroupReduce : std::uint8_t { mean, max, sum };
-enum class WindowReduce : std::uint8_t { sum, mean };
+enum class WindowReduce : std::uint8_t { sum, mean, max };
 
-/// Attention mass of every key, summed over the queries of an observation window, for each query head of one kv head.
+/// Attention mass of every key, summed over the queries of an observation window (`max`: of the query that looks at it most), for each
+/// query head of one kv head.
 /// Query i of W sits at row rows - W + i and sees the rows up to its own; its softmax runs over all of them in the order of
 /// reference/primitives/attention.hpp. Weights are summed in fixed point (num::to_mass), so no order matters.
 /// q        [q_heads, W, k_dim] after RoPE, all heads of the layer
 /// k        [rows, k_dim] after RoPE, of `kv_head`
 /// returns  [q_per_kv][rows - W]: the columns of the window itself are dropped
 /// throws   InvalidArgument if W is above rows
-std::vector<std::vector<std::uint64_t>> window_masses(const LayerClass& c, int kv_head, View<const float> q, View<const float> k);
+std::vector<std::vector<std::uint64_t>> window_masses(const LayerClass& c, int kv_head, View<const float> q, View<const float> k,
+                                                      WindowReduce reduce = WindowReduce::sum);
 
 /// How masses of a group of query heads become one score a token.
 struct ScoreReduce {
@@ -33,7 +35,8 @@ struct ScoreReduce {
 };
 
 /// Scores [tokens] of one kv head. Order of operations:
-///   reduce first  group sum or maximum of the integer masses, one conversion to float, then / W (mean over the window),
+///   reduce first  group sum or maximum of the integer masses, one conversion to float, then / W (mean over the window; masses of
+///                 the window's maximum come so from window_masses),
 ///                 then / q_per_kv (mean over the group), then pooling
 ///   pool first    each head: conversion, / W, pooling; then over the heads in ascending order: lane sum (and / q_per_kv) or
 ///                 maximum

@@ -158,11 +158,19 @@ Ours key_rerotation(const GoldenCase& g) {
   return {cat("key_rerotation:score=knorm,budget=", kept_of_ratio(g))};
 }
 
+/// Their window and capacity are the enlarged ones: window + lookahead + 1 queries.
+Ours speckv(const GoldenCase& g) {
+  if (g.parameters().at("max_capacity_prompt").is_null()) return {};  // scores alone
+  const bool largest = g.parameter<std::string>("pool_type") == "max";
+  return {cat("speckv:lookahead=0,observation_window=", whole(g, "window_size") - 1, ",budget=", whole(g, "max_capacity_prompt") - 1, ",kernel=",
+              whole(g, "kernel_size"), ",pooling=", largest ? "max" : "avg", ",reduce=", g.parameter<std::string>("reduction_type"))};
+}
+
 const std::map<std::string, SettingOf>& methods_compared() {
   static const std::map<std::string, SettingOf> table{
       {"knorm", key_scored}, {"keydiff", key_scored}, {"tova", tova}, {"pyramidkv", pyramidkv}, {"adakv", adakv},
       {"expected_attention", expected_attention}, {"lagkv", lagkv}, {"cur", cur}, {"cap", cap}, {"criticalkv", criticalkv},
-      {"chunkkv", chunkkv}, {"headkv", headkv}, {"simlayerkv", simlayerkv}, {"finch", finch}, {"key_rerotation", key_rerotation}};
+      {"chunkkv", chunkkv}, {"headkv", headkv}, {"simlayerkv", simlayerkv}, {"finch", finch}, {"key_rerotation", key_rerotation}, {"speckv", speckv}};
   return table;
 }
 

@@ -131,6 +131,11 @@ SELECTION = {
     "non_causal_attn": {
         "case03_kvpress_S70_cr0.3_chunk256": ("kept", "colsum", "inv_freq"),
     },
+    "speckv": {
+        "case01_S90_w16_C48_vertical20_max_max7": (),
+        "case03_S80_w16_CNone_vertical30_mean_mean5": (),
+        "case04_S60_w12_C40_vertical4_max_max1": (),
+    },
     "kvcrush": {
         "alternating_b20_p16": (),
         "zeros_b18_p32": (),

@@ -105,6 +105,8 @@ void Cache::after_prompt(Layer& l) {
   const std::int64_t quota = rule_.measure && rows > 0 ? rule_.measure(scene_of(l, queries.view())) : quota_of(l);
   if (!rule_.spares_prompt)
     evict(l, queries.view(), rule_.trigger == Trigger::overflow && quota < rows ? quota - rule_.room.value : quota);
+  if (rule_.drafts(rows) > 0)
+    for (int h = 0; h < l.rows.heads(); ++h) l.rows.truncate(h, l.rows.count(h) - rule_.drafts(rows));
   b.queries.clear();
   b.moments.clear();
   if (!rule_.keeps_words()) l.rows.drop_words();

@@ -109,12 +109,12 @@ Plan prefill_plan(const Rule& rule, const CacheShape& shape, const History& h) {
                                     .dtype = stored.dtype, .context = h.prompt, .observation_window = Tokens(ceil_div(h.prompt.value, 2))}
                    .call(c.count()));
     for (const Alike& group : alike_layers(rule, stored, c, [&](const Place& p) { return kept_rows(rule, p, {.prompt = h.prompt}); })) {
-      const std::int64_t kept = kept_rows(rule, group.place, {.prompt = h.prompt});
-      if (kept >= h.prompt.value) continue;
+      const std::int64_t kept = kept_rows(rule, group.place, {.prompt = h.prompt}), chosen = kept + rule.drafts(h.prompt.value);
+      if (chosen >= h.prompt.value) continue;
       const double layers = static_cast<double>(group.layers);
       if (rule.scorer.charge)
         rule.scorer.charge({.plan = plan, .c = c, .dtype = stored.dtype, .history = h, .rows = h.prompt, .prompt = true, .launches = layers});
-      add_choice(plan, rule, c, h, h.prompt.value - rule.guarded(), kept - rule.guarded(), layers);
+      add_choice(plan, rule, c, h, h.prompt.value - rule.guarded(), chosen - rule.guarded(), layers);
       add_compaction(plan, c, stored.dtype, h, kept, layers);
       if (rule.rerotate && c.rope.rotary_dim > 0)
         plan.add(kernels::RopeApply{.heads = std::int64_t{h.sequences} * c.kv_heads, .rows = kept, .dim = c.k_dim, .dtype = stored.dtype}.call(layers));

@@ -36,7 +36,7 @@ std::int64_t ceiling(const Rule& rule, const Place& place) {
 std::int64_t after_prompt(const Rule& rule, const Place& place, std::int64_t prompt) {
   if (rule.spares_prompt) return prompt;
   const std::int64_t kept = rule.quota(place, prompt);
-  return rule.trigger == Trigger::overflow && kept < prompt ? kept - rule.room.value : kept;
+  return (rule.trigger == Trigger::overflow && kept < prompt ? kept - rule.room.value : kept) - rule.drafts(prompt);
 }
 
 std::int64_t rows_after(const Rule& rule, const Place& place, std::int64_t prompt, std::int64_t generated) {

@@ -2,6 +2,7 @@
 // heads, what is chosen, and when. The engine (cache.hpp, faces.hpp) makes cache, ledger and plans of it.
 #pragma once
 
+#include <algorithm>
 #include <boost/container/small_vector.hpp>
 #include <cstdint>
 #include <functional>
@@ -121,6 +122,7 @@ struct Rule {
   Tokens interval{1};
   Tokens room{0};
   bool spares_prompt = false;   // no event at the end of the prompt
+  Tokens drafted{0};            // newest tokens of a prompt that a draft wrote, part of the budget: they score, and leave when it ends
   Granularity granularity = Granularity::kv_head;
 
   std::vector<Word> words{};  // state per slot; of a prompt_end rule it goes when the prompt ends
@@ -129,6 +131,8 @@ struct Rule {
 
   /// Slots that no choice can drop.
   std::int64_t guarded() const { return sinks.value + std::max(recent_window, scorer.unscored).value; }
+  /// Drafted tokens among the `rows` of a prompt: its first token is never one.
+  std::int64_t drafts(std::int64_t rows) const { return std::clamp<std::int64_t>(rows - 1, 0, drafted.value); }
   /// Rows that a head keeps on average when `rows` are present.
   std::int64_t quota(const Place& place, std::int64_t rows) const;
   bool learns() const { return static_cast<bool>(observe); }

@@ -77,7 +77,7 @@ Scorer window_attention(Tokens window, const ScoreReduce& reduce) {
   return {.score = [reduce](const Scene& scene) {
             return of_heads(scene, [&](int h) {
               const Array keys = scene.rows.keys(h);
-              return reduce_masses(window_masses(scene.c, h, scene.queries, keys.view()), scene.queries.dim(1), reduce);
+              return reduce_masses(window_masses(scene.c, h, scene.queries, keys.view(), reduce.window), scene.queries.dim(1), reduce);
             });
           },
           .charge = [window](const Charge& to) { charge_window(to, to.prompt ? window : 1_tok); },

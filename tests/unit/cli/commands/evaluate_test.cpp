@@ -76,11 +76,11 @@ const char* const kKeys[] = {"method", "params", "quality_model", "context", "pr
 TEST_CASE("evaluate prints a row of the contract for full and every method", "[unit]") {
   const Model model;
   const auto run = model.evaluate({"--method", "kivi:bits=4,group_size=16,residual_window=16", "--method", "snapkv:budget=48,observation_window=16", "--method", "qfilter",
-                                   "--tasks", "passkey,copy", "--trials", "2"});
+                                   "--method", "speckv", "--tasks", "passkey,copy", "--trials", "2"});
   CAPTURE(run.err);
   REQUIRE(run.code == 0);
   const json rows = run.json();
-  REQUIRE(rows.size() == 4);
+  REQUIRE(rows.size() == 5);
   for (const json& row : rows)
     for (const char* key : kKeys) REQUIRE(row.contains(key));
   CHECK(rows[0]["method"] == "full");
@@ -106,6 +106,8 @@ TEST_CASE("evaluate prints a row of the contract for full and every method", "[u
   CHECK(rows[3]["method"] == "qfilter");
   CHECK(rows[3]["perplexity"].is_null());
   CHECK(rows[3]["failure"].get<std::string>().find("trained") != std::string::npos);
+  // One whose draft would have to run beside the model says that.
+  CHECK(rows[4]["failure"] == "speckv needs a draft model, and an evaluation runs the target alone");
   CHECK(model.evaluate({"--method", "kivi:bits=4,group_size=16,residual_window=16", "--threads", "1"}).json()[1]["kl_mean"] == rows[1]["kl_mean"]);
 }
 
