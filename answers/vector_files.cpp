@@ -125,7 +125,7 @@ void require_consistent(const VectorCase& c, const std::string& where) {
   require_tensors(c.inputs, {{"q", {layers, lc.q_heads, tokens, lc.k_dim}}, {"k", {layers, lc.kv_heads, tokens, lc.k_dim}}, {"v", {layers, lc.kv_heads, tokens, lc.v_dim}}}, "inputs", where);
   require_tensors(c.outputs, {{"out", {layers, lc.q_heads, tokens, lc.v_dim}}}, "outputs", where);
   Dims trained;
-  for (const auto& [name, tensor] : scenarios::trained_inputs(m, c.choice.row, c.shape, 0)) trained[name] = tensor.dims;
+  for (const auto& [name, tensor] : scenarios::trained_inputs(m, c.choice.row, c.shape, c.prompt, 0)) trained[name] = tensor.dims;
   require_tensors(c.trained, trained, "trained", where);
   if (c.stages.size() != 2 || c.stages[0].name != "prompt" || c.stages[1].name != "end") throw IoError(cat(where, ": stages must be prompt and end, in this order"));
 }

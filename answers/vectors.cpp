@@ -168,7 +168,7 @@ VectorCase case_of(const Scenario& s, std::string name, bool chunked, int length
   c.decode = kDecode;
   c.prompt = tokens - kDecode;
   c.chunk = chunked ? c.prompt / 2 + 1 : c.prompt;
-  c.trained = scenarios::trained_inputs(*s.method, s.row, s.shape, s.seed);
+  c.trained = scenarios::trained_inputs(*s.method, s.row, s.shape, c.prompt, s.seed);
   fill_inputs(c, tokens, s.seed);
   run(c);
   return c;
@@ -183,7 +183,7 @@ std::vector<VectorCase> cache_cases(const Method& method, int count) {
     const Scenario s = scenarios::draw(method, 700000 + static_cast<std::uint64_t>(attempt % kAttempts));
     if (row_bytes(s.shape) > kRowBytes || s.shape.classes.front().k_dim < 16) continue;
     std::int64_t trained = 0;
-    for (const auto& [name, tensor] : scenarios::trained_inputs(method, s.row, s.shape, s.seed)) trained += static_cast<std::int64_t>(tensor.values.size()) * 4;
+    for (const auto& [name, tensor] : scenarios::trained_inputs(method, s.row, s.shape, s.prompt, s.seed)) trained += static_cast<std::int64_t>(tensor.values.size()) * 4;
     if (trained > kStateBytes) continue;
     VectorCase c = case_of(s, cat("case", out.size()), out.size() % 2 == 1, attempt < kAttempts ? 1 : 4);
     if (state_bytes(c) > (attempt < kAttempts ? 2 : 8) * kStateBytes) continue;

@@ -151,7 +151,7 @@ std::vector<std::uint32_t> run_decode(KvCache& cache, const Scenario& s, std::in
 }
 
 std::unique_ptr<KvCache> open_cache(const Scenario& s) {
-  const TensorMap trained = trained_inputs(*s.method, s.row, s.shape, s.seed);
+  const TensorMap trained = trained_inputs(*s.method, s.row, s.shape, s.prompt, s.seed);
   return s.method->open(s.row, s.shape, {.trained = trained.empty() ? nullptr : &trained});
 }
 

@@ -92,9 +92,19 @@ TensorMap commvq_tensors(const Method& m, const ParamRow& row, const CacheShape&
   return tensors;
 }
 
+/// One layer of a small draft that has read `prompt` tokens, the last `behind` of which it wrote itself.
+TensorMap draft_rows(const Method& m, const ParamRow& row, const char* window, std::int64_t prompt, std::int64_t behind, Random& random) {
+  const std::int64_t read = prompt - std::clamp<std::int64_t>(behind, 0, std::max<std::int64_t>(0, prompt - 1)), ahead = parameter(m, row, "lookahead");
+  const std::int64_t layer = parameter(m, row, "first_layer");
+  TensorMap tensors;
+  tensors[cat("layer", layer, ".draft_queries")] = random_tensor({2, std::min(parameter(m, row, window), read) + ahead, 8}, random);
+  tensors[cat("layer", layer, ".draft_keys")] = random_tensor({1, read + ahead, 8}, random);
+  return tensors;
+}
+
 }  // namespace
 
-TensorMap trained_inputs(const Method& method, const ParamRow& row, const CacheShape& shape, std::uint64_t seed) {
+TensorMap trained_inputs(const Method& method, const ParamRow& row, const CacheShape& shape, std::int64_t prompt, std::uint64_t seed) {
   if (std::ranges::find(method.needs, Need::trained_file) == method.needs.end()) return {};
   Random random(seed);
   if (std::string_view(method.slug) == "vqkv") return vqkv_codebooks(method, row, shape, random);
@@ -102,6 +112,8 @@ TensorMap trained_inputs(const Method& method, const ParamRow& row, const CacheS
   if (std::string_view(method.slug) == "qfilter") return qfilter_filters(shape);
   if (std::string_view(method.slug) == "duo_attention") return duo_gates(shape);
   if (std::string_view(method.slug) == "razor_attention") return razor_scores(shape);
+  if (std::string_view(method.slug) == "specpc") return draft_rows(method, row, "observation_window", prompt, 0, random);
+  if (std::string_view(method.slug) == "speckv_pc") return draft_rows(method, row, "prompt_window", prompt, parameter(method, row, "lookahead"), random);
   throw Unsupported(cat(method.slug, " needs a trained file, and no stand-in for one is made here"));
 }
 

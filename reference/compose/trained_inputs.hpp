@@ -10,6 +10,6 @@
 namespace kvatlas::scenarios {
 
 /// Empty for methods that need no file.
-TensorMap trained_inputs(const Method& method, const ParamRow& row, const CacheShape& shape, std::uint64_t seed);
+TensorMap trained_inputs(const Method& method, const ParamRow& row, const CacheShape& shape, std::int64_t prompt, std::uint64_t seed);
 
 }  // namespace kvatlas::scenarios

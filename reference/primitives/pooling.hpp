@@ -14,4 +14,8 @@ enum class Pooling : std::uint8_t { avg, max };
 /// throws InvalidArgument for an even or non-positive kernel, which has no centre
 std::vector<float> pool(std::span<const float> scores, Pooling pooling, int kernel);
 
+/// A window of any width: (kernel - 1) / 2 tokens before, the rest behind, zeros beyond both ends. `avg` sums left to right.
+/// throws InvalidArgument for a non-positive kernel
+std::vector<float> pool_zero_padded(std::span<const float> scores, Pooling pooling, int kernel);
+
 }  // namespace kvatlas

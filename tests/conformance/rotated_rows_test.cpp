@@ -65,7 +65,7 @@ TEST_CASE("rows that are rotated already give the same outputs, or the record sa
       for (LayerClass& c : bare.classes) c.rope = {};
       if (why_not(*m, s.row, s.shape) || why_not(*m, s.row, bare)) continue;
       CAPTURE(s.describe());
-      const TensorMap trained = scenarios::trained_inputs(*m, s.row, s.shape, s.seed);
+      const TensorMap trained = scenarios::trained_inputs(*m, s.row, s.shape, s.prompt, s.seed);
       const bool differs = outputs(s, s.shape, trained, false) != outputs(s, bare, trained, true);
       const bool said = m->needs_unrotated != nullptr && m->needs_unrotated(s.row).has_value();
       compared += 1;

@@ -136,6 +136,10 @@ SELECTION = {
         "case03_S80_w16_CNone_vertical30_mean_mean5": (),
         "case04_S60_w12_C40_vertical4_max_max1": (),
     },
+    "specpc": {
+        "case01_S90_L3_C40_w16_k8_max_max_look1": ("q_layer0", "k_layer0"),
+        "case03_S131_L2_C64_w16_k16_mean_max_look3": ("q_layer0", "k_layer0"),
+    },
     "kvcrush": {
         "alternating_b20_p16": (),
         "zeros_b18_p32": (),

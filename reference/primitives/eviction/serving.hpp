@@ -44,4 +44,14 @@ inline constexpr Serving kServingStep{
     .speculation = {Works::no, "a rejected token may have pushed out another one"},
     .multi_turn = {Works::partly, "evicted tokens do not come back"}};
 
+/// A draft model chooses the tokens of a prompt that are shown to the target.
+inline constexpr Serving kServingShown{
+    .prefix_cache = {Works::no, "the same prefix is shown in parts that depend on what follows it, at new positions"},
+    .paged_cache = kServingOnce.paged_cache,
+    .chunked_prefill = {Works::yes, "the choice is made before the first chunk"},
+    .cuda_graphs = kServingOnce.cuda_graphs,
+    .tensor_parallelism = {Works::yes, "all ranks are shown the same tokens; the draft runs before them"},
+    .speculation = kServingOnce.speculation,
+    .multi_turn = kServingOnce.multi_turn};
+
 }  // namespace kvatlas::eviction

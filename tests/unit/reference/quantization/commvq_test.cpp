@@ -44,7 +44,7 @@ TEST_CASE("commvq: opens with its file alone, and rows stay plain until a flush"
   const MethodChoice m = parse_choice("commvq:stages=2,entries=4,residual_window=8");
   const CacheShape shape = uniform_shape(1, 2, 1, 8, Dtype::bf16, {.rotary_dim = 8});
   CHECK_THROWS_AS(m.method->open(m.row, shape, {}), Unsupported);
-  TensorMap trained = trained_inputs(*m.method, m.row, shape, 3);
+  TensorMap trained = trained_inputs(*m.method, m.row, shape, 0, 3);
   Scenario s{.method = m.method, .shape = shape, .row = m.row, .prompt = 7, .chunk = 7, .decode = 0, .seed = 5};
   const auto cache = m.method->open(m.row, shape, {.trained = &trained});
   Scenario plain = s;
