@@ -131,6 +131,12 @@ SELECTION = {
     "non_causal_attn": {
         "case03_kvpress_S70_cr0.3_chunk256": ("kept", "colsum", "inv_freq"),
     },
+    "sparse_dllm": {
+        "case01_dream_N75_block10_at65_keep0.5_poolNone": (),
+        "case02_llada_N90_block16_at40_keep0.5_pool3": (),
+        "case03_llada_N131_block32_at99_keep0.3_pool5": (),
+        "case04_llada_N60_block16_at20_keep1.0_pool3": (),
+    },
     "speckv": {
         "case01_S90_w16_C48_vertical20_max_max7": (),
         "case03_S80_w16_CNone_vertical30_mean_mean5": (),

@@ -41,7 +41,7 @@ void Cache::check(const Layer& l, const StepInput& step) const {
       if (step.positions(i) != l.rows.count(0) + i)
         throw Unsupported(cat(rule_.name, " moves keys to new positions: those of the prompt must be 0, 1, 2, ..."));
   if (rule_.rerotate && step.mask.kind == MaskKind::tree) throw Unsupported(cat(rule_.name, ": the branches of a tree would need one slot twice"));
-  if (rule_.scorer.window.value == 0 || step.mask.kind == MaskKind::causal || step.positions.size() <= 1) return;
+  if (rule_.scorer.window.value == 0 || rule_.any_mask || step.mask.kind == MaskKind::causal || step.positions.size() <= 1) return;
   if (!prompt_done()) throw Unsupported(cat(rule_.name, " scores a causal prompt: mask must be causal until the prompt ends"));
   if (rule_.trigger != Trigger::prompt_end) throw Unsupported(cat(rule_.name, " scores causal steps: mask must be causal"));
 }

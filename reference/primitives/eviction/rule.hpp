@@ -123,6 +123,7 @@ struct Rule {
   Tokens room{0};
   bool spares_prompt = false;   // no event at the end of the prompt
   Tokens drafted{0};            // newest tokens of a prompt that a draft wrote, part of the budget: they score, and leave when it ends
+  bool any_mask = false;        // queries of the window may have seen what lies behind them: scores do not need a causal prompt
   Granularity granularity = Granularity::kv_head;
 
   std::vector<Word> words{};  // state per slot; of a prompt_end rule it goes when the prompt ends
