@@ -1,6 +1,6 @@
 // sparse_dllm: while a diffusion model denoises a block, only the tokens that the block looks at stay cached, before and behind it.
 // Source    sheet sparse_dllm; Song et al. 2025, arXiv 2508.02558; official code sparse_dllm/{dream/Cache,llada_generate,modeling_llada}.py
-// Keeps     trunc((tokens - block) * keep_ratio) tokens outside the block, one choice a layer for all heads; keys after RoPE at true positions
+// Keeps     trunc((tokens - block) * keep_fraction) tokens outside the block, one choice a layer for all heads; keys after RoPE at true positions
 // Deviates  kept tokens stay in the order of the text, of equal scores the lower slot first
 //
 // One cache serves one block, as the official code builds a new one for each. The first denoising step needs none. In the second the whole
@@ -25,12 +25,12 @@ using namespace eviction;
 using sparse_dllm_parts::Block;
 
 struct Params {
-  double keep_ratio = 0.5;
+  double keep_fraction = 0.5;
   Tokens block = 32_tok;
   Tokens behind = 0_tok;
   int kernel = 3;
   static constexpr auto fields() {
-    return std::tuple{field(&Params::keep_ratio, "keep_ratio", "", 0, 1, "share of the tokens outside the block that stays"),
+    return std::tuple{field(&Params::keep_fraction, "keep_fraction", "", 0, 1, "share of the tokens outside the block that stays"),
                       field(&Params::block, "block", "token", 1, 4096, "tokens that are denoised together"),
                       field(&Params::behind, "behind", "token", 0, 1 << 20, "tokens of the text behind the block, masked ones"),
                       field(&Params::kernel, "kernel", "token", 1, 255, "tokens of one pooling window, odd; 1: no pooling, as for Dream")};
@@ -40,7 +40,7 @@ struct Params {
 Block block_in(const Params& p, std::int64_t tokens) { return sparse_dllm_parts::block_of(tokens, p.block.value, p.behind.value); }
 
 std::int64_t kept_of(const Params& p, std::int64_t tokens) {
-  return static_cast<std::int64_t>(static_cast<double>(tokens - block_in(p, tokens).size) * p.keep_ratio);
+  return static_cast<std::int64_t>(static_cast<double>(tokens - block_in(p, tokens).size) * p.keep_fraction);
 }
 
 Scores scores_of(const Params& p, const Scene& scene) {
@@ -125,7 +125,7 @@ extern constinit const Method sparse_dllm{
     .params = specs<Params>, .serving = kServing,
     .notes = "For diffusion language models. The prompt of a history is the whole text, prompt and masked tokens; what is generated are the block's rows of one "
              "denoising step. A plan's step is one denoising step, which decodes one token with the official settings (256 steps of 256 tokens); the weight "
-             "products of a block's other tokens are not in the simulator's step. With keep_ratio=1 a block attends to all rows of the second step. Tokens that "
+             "products of a block's other tokens are not in the simulator's step. With keep_fraction=1 a block attends to all rows of the second step. Tokens that "
              "come one by one under a causal mask join the block.",
     .why_not = Faces<rule>::why_not, .ledger_formula = Faces<rule>::ledger_formula, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .open = Faces<rule>::open,

@@ -5,6 +5,8 @@
 // Deviates  as specpc and speckv do
 //
 // Handed in are the prompt that the draft has read and behind it, as the prompt's end, the `lookahead` tokens that it wrote.
+#include <algorithm>
+
 #include "core/errors.hpp"
 #include "core/kernels/select.hpp"
 #include "reference/primitives/eviction/lookahead.hpp"
@@ -43,8 +45,10 @@ PromptChoice prompt_choice(const Params& p) {
 
 Rule rule(const Params& p) { return lookahead_rule("speckv_pc", p); }
 
+Tokens drafted_of(const Params& p, const History& h) { return Tokens(std::clamp<std::int64_t>(h.prompt.value - 1, 0, p.lookahead.value)); }
+
 /// The short prompt and the draft's tokens behind it.
-History shown(const Params& p, const History& h) { return shown_history(h, p.prompt_budget, Tokens(rule(p).drafts(h.prompt.value))); }
+History shown(const Params& p, const History& h) { return shown_history(h, p.prompt_budget, drafted_of(p, h)); }
 
 std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
   if (p.prompt_budget < p.prompt_window)
@@ -63,7 +67,7 @@ Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, con
 
 Plan prefill_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) {
   Plan plan = eviction::prefill_plan(rule(p), shape, shown(p, h));
-  const Tokens drafted(rule(p).drafts(h.prompt.value)), prompt = h.prompt - drafted;
+  const Tokens drafted = drafted_of(p, h), prompt = h.prompt - drafted;
   if (prompt <= p.prompt_budget && drafted.value == 0) return plan;
   add_draft(plan, p.draft, shape.dtype, h, prompt, drafted);
   if (prompt <= p.prompt_budget) return plan;

@@ -25,7 +25,7 @@ TEST_CASE("Sparse-dLLM keeps the tokens around a block that the official code ke
     TokenRows rows(static_cast<int>(kv_heads), static_cast<int>(dim), static_cast<int>(dim), Dtype::f32);
     rows.append(run.k(), run.k());
     check_bound(g, "importance", methods::sparse_dllm_parts::importance(run.shape().classes.front(), queries, rows, block, kernel));
-    const auto cache = run.open(cat("sparse_dllm:keep_ratio=", g.parameter<double>("keep_ratio"), ",block=", block.size, ",behind=",
+    const auto cache = run.open(cat("sparse_dllm:keep_fraction=", g.parameter<double>("keep_ratio"), ",block=", block.size, ",behind=",
                                     tokens - block.first - block.size, ",kernel=", kernel));
     run.run(*cache, 0, tokens);
     cache->end_prefill();

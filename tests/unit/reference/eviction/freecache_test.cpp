@@ -6,6 +6,8 @@
 using namespace kvatlas;
 using namespace kvatlas::test;
 
+namespace freecache_cases {  // a batch of tests compiles as one file
+
 namespace {
 
 CacheShape small_shape() { return uniform_shape(2, 4, 2, 16, Dtype::bf16, {.base = 10000.0, .rotary_dim = 16}); }
@@ -84,3 +86,5 @@ TEST_CASE("freecache: a step writes the block and what lies behind it, over the 
   CHECK(only(step, KernelId::append).traffic.write_bytes == std::int64_t{128} * 32 * 2 * 128 * 2);
   CHECK(m.method->ledger_formula(m.row, shape, text, {}).total() == full.method->ledger_formula(full.row, shape, text, {}).total());
 }
+
+}  // namespace freecache_cases

@@ -10,6 +10,8 @@
 using namespace kvatlas;
 using namespace kvatlas::test;
 
+namespace sparse_dllm_cases {  // a batch of tests compiles as one file
+
 namespace {
 
 using Kept = std::vector<std::int64_t>;
@@ -47,12 +49,12 @@ CacheShape small_shape() { return uniform_shape(2, 4, 2, 16, Dtype::bf16, {.base
 }  // namespace
 
 TEST_CASE("sparse_dllm: the worked example, and the block in texts that are too short for it", "[unit]") {
-  CHECK(kept_of("keep_ratio=0.5,kernel=1") == Kept{0, 5});
-  CHECK(kept_of("keep_ratio=0.75,kernel=1") == Kept{0, 2, 5});
-  CHECK(kept_of("keep_ratio=0.5,kernel=3") == Kept{2, 5});      // pooled over the gap of the block: 1, 1, 3, 3
-  CHECK(kept_of("keep_ratio=0.75,kernel=3") == Kept{0, 2, 5});  // of equal scores the lower slot
-  CHECK(kept_of("keep_ratio=1") == Kept{0, 1, 2, 5});
-  CHECK(kept_of("keep_ratio=0.2").empty());
+  CHECK(kept_of("keep_fraction=0.5,kernel=1") == Kept{0, 5});
+  CHECK(kept_of("keep_fraction=0.75,kernel=1") == Kept{0, 2, 5});
+  CHECK(kept_of("keep_fraction=0.5,kernel=3") == Kept{2, 5});      // pooled over the gap of the block: 1, 1, 3, 3
+  CHECK(kept_of("keep_fraction=0.75,kernel=3") == Kept{0, 2, 5});  // of equal scores the lower slot
+  CHECK(kept_of("keep_fraction=1") == Kept{0, 1, 2, 5});
+  CHECK(kept_of("keep_fraction=0.2").empty());
   const auto same = [](const auto& block, std::int64_t first, std::int64_t size) { return block.first == first && block.size == size; };
   CHECK(same(block_of(90, 16, 34), 40, 16));
   CHECK(same(block_of(10, 16, 2), 0, 8));
@@ -62,7 +64,7 @@ TEST_CASE("sparse_dllm: the worked example, and the block in texts that are too 
 
 TEST_CASE("sparse_dllm: with everything outside kept a denoising step is bidirectional attention over the whole text", "[unit]") {
   const CacheShape shape = small_shape();
-  const MethodChoice m = parse_choice("sparse_dllm:keep_ratio=1,block=8"), f = parse_choice("full");
+  const MethodChoice m = parse_choice("sparse_dllm:keep_fraction=1,block=8"), f = parse_choice("full");
   const auto cache = m.method->open(m.row, shape, {}), full = f.method->open(f.row, shape, {});
   CHECK(both_ways(*cache, shape, 0, 40, 3) == both_ways(*full, shape, 0, 40, 3));
   cache->end_prefill();
@@ -118,3 +120,5 @@ TEST_CASE("sparse_dllm: kept tokens, bytes and the kernels of a denoising step",
   const MethodChoice even = parse_choice("sparse_dllm:kernel=4");
   CHECK(why_not(*even.method, even.row, shape) == "kernel is 4, must be odd");
 }
+
+}  // namespace sparse_dllm_cases

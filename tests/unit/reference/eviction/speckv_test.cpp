@@ -8,6 +8,8 @@
 using namespace kvatlas;
 using namespace kvatlas::test;
 
+namespace speckv_cases {  // a batch of tests compiles as one file
+
 namespace {
 
 using Kept = std::vector<std::int64_t>;
@@ -85,3 +87,5 @@ TEST_CASE("speckv: settings that cannot be are refused", "[unit]") {
   REQUIRE_THROWS_WITH(f1.open("speckv:kernel=4"), contains_text("kernel is 4, must be odd"));
   REQUIRE_THROWS_WITH(f1.open("speckv:budget=8,observation_window=9"), contains_text("budget is 8, must be at least observation_window (9)"));
 }
+
+}  // namespace speckv_cases

@@ -9,6 +9,8 @@
 using namespace kvatlas;
 using namespace kvatlas::test;
 
+namespace specpc_cases {  // a batch of tests compiles as one file
+
 namespace {
 
 using Tokens64 = std::vector<std::int64_t>;
@@ -190,3 +192,5 @@ TEST_CASE("specpc: the plan shows the target the short prompt and counts the dra
   CHECK(m.method->ledger_formula(m.row, shape, whole, {}).total() == f.method->ledger_formula(f.row, shape, shown, {}).total());
   CHECK(m.method->prefill_plan(m.row, shape, shown, {}).calls().size() == target.calls().size());  // nothing to shorten: no draft runs
 }
+
+}  // namespace specpc_cases
