@@ -21,6 +21,7 @@ const char* name_of(Need need) {
     case Need::output_weights: return "output_weights";
     case Need::attention_weights: return "attention_weights";
     case Need::draft_model: return "draft_model";
+    case Need::diffusion_model: return "diffusion_model";
     case Need::trained_file: return "trained_file";
     case Need::calibration: return "calibration";
   }

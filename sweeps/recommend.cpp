@@ -60,6 +60,9 @@ Candidate evaluate(const RecommendRequest& request, const Recipe& recipe) {
   sim::Deployment d = request.deployment;
   d.recipe = recipe;
   c.why_not = sim::why_not(d);
+  for (const Rule& r : recipe.rules())
+    for (const MethodChoice* m : {&r.key, &r.value})
+      if (!writes_in_order(*m->method)) c.why_not = cat("serves diffusion language models; ", d.model->name, " writes from left to right");
   if (c.why_not) return c;
   const sim::Evaluator evaluator(d);
   c.figures = evaluator.workload(request.workload);
@@ -222,7 +225,11 @@ RecommendReport recommend(const RecommendRequest& given) {
   check(given);
   RecommendRequest request = given;
   request.quality_evidence = parse_grades(given.quality_evidence);
-  if (request.candidates.empty()) request.candidates = several_settings().recipes;
+  if (request.candidates.empty()) {
+    request.candidates = several_settings().recipes;
+    for (const Method* m : all_methods())
+      if (!writes_in_order(*m)) request.candidates.push_back(Recipe::parse(m->slug));  // to be named among what is not advised
+  }
   if (std::none_of(request.candidates.begin(), request.candidates.end(), is_plain)) request.candidates.insert(request.candidates.begin(), Recipe::parse("full"));
 
   std::vector<std::unique_ptr<Candidate>> results(request.candidates.size());

@@ -52,9 +52,12 @@ bool registered(std::string_view recipe) {
 std::span<const CommonSetting> common_settings() { return kCommon; }
 std::span<const ComposedSetting> composed_settings() { return kComposed; }
 
+bool writes_in_order(const Method& method) { return std::ranges::find(method.needs, Need::diffusion_model) == method.needs.end(); }
+
 std::vector<Recipe> default_recipes() {
   std::vector<Recipe> out;
-  for (const Method* m : all_methods()) out.push_back(Recipe::parse(m->slug));
+  for (const Method* m : all_methods())
+    if (writes_in_order(*m)) out.push_back(Recipe::parse(m->slug));
   return out;
 }
 
@@ -65,6 +68,7 @@ Settings several_settings() {
     if (seen.insert(r.canonical()).second) s.recipes.push_back(std::move(r));
   };
   for (const Method* m : all_methods()) {
+    if (!writes_in_order(*m)) continue;
     add(Recipe::parse(m->slug));
     for (const CommonSetting& common : kCommon) {
       const auto has = [&](const ParamSpec& p) { return common.parameter == p.name; };

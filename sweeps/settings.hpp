@@ -30,10 +30,13 @@ struct Settings {
   std::vector<std::string> left_out;  // "kivi: bits is "8", must be an integer from 1 to 4"
 };
 
-/// Every method of the registry at its defaults.
+/// True for methods of models that write from left to right, as all of ours do; diffusion models have caches of their own.
+bool writes_in_order(const Method& method);
+
+/// Every such method of the registry at its defaults.
 std::vector<Recipe> default_recipes();
 
-/// Every method of the registry at its defaults and at the common settings, then the composed ones; each once.
+/// Every such method at its defaults and at the common settings, then the composed ones; each once.
 Settings several_settings();
 
 }  // namespace kvatlas::sweep

@@ -58,7 +58,7 @@ std::vector<Verdict> verify(const VerifyOptions& options, const std::function<vo
         for (const DecodeContent content : {DecodeContent::equal_scores, DecodeContent::dominant, DecodeContent::zero_scales, DecodeContent::largest_codes})
           cases.push_back({.contexts = {333}, .kv_heads = 1, .residual_window = 32, .content = content});
       }
-      for (const DecodeCase& c : cases) add(verify_decode(i, c, schedules).front());
+      for (const DecodeCase& c : cases) add(verify_decode(i, c, schedules).front(), &i - integer_instances().data());
     }
   for (const RowInstance& i : row_instances()) {
     if (!has_format(i.shape.dtype == Dtype::bf16 ? "bf16" : "fp16")) continue;

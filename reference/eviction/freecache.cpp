@@ -87,13 +87,15 @@ constexpr Serving kServing{
     .speculation = {Works::partly, "guided diffusion lets a small model accept a prefix of the draft; its boundary is one more crop"},
     .multi_turn = {Works::partly, "frozen rows never see what comes later"}};
 
+constexpr Need kNeeds[] = {Need::diffusion_model};
+
 }  // namespace
 
 extern constinit const Method freecache{
     .slug = "freecache", .name = "FreeCache", .family = Family::eviction,
     .paper = {.title = "FlashDLM: Accelerating Diffusion Language Model Inference via Efficient KV Caching and Guided Diffusion",
               .url = "https://arxiv.org/abs/2505.21467", .year = 2025},
-    .params = specs<Params>, .serving = kServing, .equivalent_to = "full", .exact_when = "",
+    .params = specs<Params>, .needs = kNeeds, .serving = kServing, .equivalent_to = "full", .exact_when = "",
     .notes = "For diffusion language models. The rows are those of a full cache; what the method saves are the tokens before the block, which a step does not "
              "compute again. The tokens of a history are the whole text. A plan's step is one denoising step; weight products are those of one token in the "
              "simulator's step. The experimental code holds the queries of all tokens as well: q_heads / kv_heads / 2 times the bytes on top.",

@@ -117,12 +117,14 @@ constexpr Serving kServing{
     .speculation = {Works::no, "tokens are not generated from left to right"},
     .multi_turn = {Works::no, "the cache lives for one block"}};
 
+constexpr Need kNeeds[] = {Need::diffusion_model};
+
 }  // namespace
 
 extern constinit const Method sparse_dllm{
     .slug = "sparse_dllm", .name = "Sparse-dLLM", .family = Family::eviction,
     .paper = {.title = "Sparse-dLLM: Accelerating Diffusion LLMs with Dynamic Cache Eviction", .url = "https://arxiv.org/abs/2508.02558", .year = 2025},
-    .params = specs<Params>, .serving = kServing,
+    .params = specs<Params>, .needs = kNeeds, .serving = kServing,
     .notes = "For diffusion language models. The prompt of a history is the whole text, prompt and masked tokens; what is generated are the block's rows of one "
              "denoising step. A plan's step is one denoising step, which decodes one token with the official settings (256 steps of 256 tokens); the weight "
              "products of a block's other tokens are not in the simulator's step. With keep_fraction=1 a block attends to all rows of the second step. Tokens that "
