@@ -165,7 +165,8 @@ TEST_CASE("a workload that cannot be is an answer with nulls and a sentence", "[
 
 TEST_CASE("recommend ranks within the SLO and says what it excludes", "[unit]") {
   const json r = answer({"recommend", "--model", "llama-3.1-8b", "--gpu", "rtx-4090", "--prompt", "32K", "--output", "512", "--slo", "tpot_ms=50"});
-  require_keys(r, {"recommendations", "excluded", "uncertain", "question"});
+  require_keys(r, {"recommendations", "excluded", "uncertain", "question", "settle_with"});
+  REQUIRE(r["settle_with"]["command"].get<std::string>().starts_with("kvatlas bench --model llama-3.1-8b --method "));
   REQUIRE(!r["recommendations"].empty());
   for (const json& one : r["recommendations"]) {
     require_keys(one, {"rank", "method", "params", "requests_per_s", "interval", "speedup", "speedup_decode_only", "size_factor", "quality", "deployable", "why", "bound_by"});
@@ -244,7 +245,9 @@ TEST_CASE("timings of the shipped sample are published, those of a user's files 
     while (s.step()) all += cat(all.empty() ? "" : ", ", s.text(0));
     return all;
   };
-  answer({"validate", "--db", db});
+  const json v = answer({"validate", "--db", db});
+  require_keys(v["compressed_kv_reported"], {"figures", "directions_right", "inside", "left_out"});
+  REQUIRE(!v["compressed_kv_reported"]["figures"].empty());
   REQUIRE(provenances() == "published");
   answer({"validate", "--db", db, "--measurements", KVATLAS_SOURCE_DIR "/simulator/data/gemm_sample.csv"});
   REQUIRE(provenances() == "measured");
