@@ -1,23 +1,23 @@
-"""Takes the screenshots of the documentation: python3 viz/screenshots/make.py report.html (needs playwright, Pillow and Chromium)."""
+"""Takes the screenshots of the documentation: python3 viz/screenshots/make.py report.html (needs Pillow and Chromium)."""
 
 from __future__ import annotations
 
 import io
-import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "python" / "report"))
+from chromium import Chromium, executable  # noqa: E402
 
 QUESTION = "#model=llama-3.1-8b&gpu=rtx-4090"
 HERE = Path(__file__).resolve().parent
 
 
-def take(browser: Any, page_file: Path, name: str, part: str, address: str = "", theme: str = "light", hover: str = "", height: int = 820) -> None:
-    page = browser.new_page(viewport={"width": 1240, "height": height}, color_scheme=theme)
-    page.set_default_timeout(120_000)
+def take(browser: Chromium, page_file: Path, name: str, part: str, address: str = "", theme: str = "light", hover: str = "", height: int = 820) -> None:
+    context = browser.new_context(viewport={"width": 1240, "height": height}, color_scheme=theme)
+    page = context.new_page()
     page.goto(page_file.resolve().as_uri() + QUESTION + address)
     page.wait_for_function("window.opened")
     page.evaluate("part => document.querySelector(part).scrollIntoView()", part)
@@ -30,19 +30,18 @@ def take(browser: Any, page_file: Path, name: str, part: str, address: str = "",
         page.wait_for_selector("#card:not([hidden])")
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     picture.save(HERE / f"{name}.png", optimize=True)
-    page.close()
+    context.close()
 
 
 def main() -> None:
     report = Path(sys.argv[1])
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--enable-unsafe-swiftshader"])
-        take(browser, report, "answer", "#answer-part")
-        take(browser, report, "tradeoff", "#tradeoff-part", hover="turboquant")
-        take(browser, report, "steps-dark", "#steps-part", theme="dark", height=1000)
-        take(browser, report, "compare", "#compare-part", "&a=turboquant@llama-3.1-8b@rtx-4090&b=fp8_kv@llama-3.1-8b@rtx-4090", height=1000)
-        take(browser, report, "evidence", "#evidence-part", height=1000)
-        browser.close()
+    browser = Chromium(executable() or sys.exit("no Chromium"))
+    take(browser, report, "answer", "#answer-part")
+    take(browser, report, "tradeoff", "#tradeoff-part", hover="turboquant")
+    take(browser, report, "steps-dark", "#steps-part", theme="dark", height=1000)
+    take(browser, report, "compare", "#compare-part", "&a=turboquant@llama-3.1-8b@rtx-4090&b=fp8_kv@llama-3.1-8b@rtx-4090", height=1000)
+    take(browser, report, "evidence", "#evidence-part", height=1000)
+    browser.close()
 
 
 if __name__ == "__main__":

@@ -106,6 +106,13 @@ def _measurements(store: Store, most: int) -> Tuple[List[Dict[str, Any]], int]:
     return store.records("measurements", where="rowid IN (SELECT id FROM drawn)"), total
 
 
+# Batches that are drawn of a store that is too large, from many to few: small batches are what charts and comparisons start from, so they go last.
+PICKS = (("batch & (batch - 1) = 0", "batches that are powers of two, the largest and the fastest"),
+         (f"batch IN (1, 2, 4, {', '.join(str(8 * 4 ** i) for i in range(10))})", "batches of 1, 2, 4, 8, 32, 128 and so on, the largest and the fastest"),
+         ("batch = 1", "batch 1, the largest and the fastest batch"),
+         (None, "the largest and the fastest batch"))
+
+
 def _thin(store: Store, most: int) -> Tuple[str, Optional[str]]:
     """A condition that keeps at most about `most` rows of predictions, and the sentence that says what was kept."""
     total = store.rows("SELECT count(*) FROM predictions")[0][0]
@@ -119,7 +126,7 @@ def _thin(store: Store, most: int) -> Tuple[str, Optional[str]]:
     store.db.execute("CREATE TEMP TABLE kept(id INTEGER PRIMARY KEY)")
     while True:
         marks = ", ".join(str(int(c)) for c in chosen)
-        for pick in ("batch & (batch - 1) = 0", None):
+        for pick, picked in PICKS:
             store.db.execute("DELETE FROM kept")
             # The largest batch and the fastest one of each configuration and context always stay.
             for best in ("max(batch)", "max(tokens_per_s)"):
@@ -128,8 +135,7 @@ def _thin(store: Store, most: int) -> Tuple[str, Optional[str]]:
                 store.db.execute(f"INSERT OR IGNORE INTO kept SELECT id FROM predictions WHERE context IN ({marks}) AND {pick}")
             kept = store.rows("SELECT count(*) FROM kept")[0][0]
             if kept <= most * 1.1 or (pick is None and len(chosen) <= 2):
-                batches = "batches that are powers of two, the largest and the fastest" if pick else "the largest and the fastest batch"
-                return "p.id IN (SELECT id FROM kept)", f"{kept:,} of {total:,} decode steps are drawn: {said}; of each, {batches}. The store holds them all."
+                return "p.id IN (SELECT id FROM kept)", f"{kept:,} of {total:,} decode steps are drawn: {said}; of each, {picked}. The store holds them all."
         chosen = chosen[::2] if len(chosen) > 2 else chosen[:1]
         said = f"{len(chosen)} of {len(contexts)} contexts"
 

@@ -80,6 +80,12 @@ def test_a_large_store_is_thinned_and_says_so(tmp_path: Path) -> None:
     # The largest batch of each configuration and context that was kept stays.
     assert set(data["points"]["context"]) <= set(CONTEXTS)
     assert max(data["points"]["batch"]) == 16 + 16 * 100000 + 19
+    # A little too much costs large batches first; the smallest, which charts start from, stays as long as anything can.
+    points = 3000
+    for batches in ({1, 2, 4, 8, 16}, {1, 2, 4, 8}, {1}):
+        data = read(store, points=points)
+        assert {b for b in data["points"]["batch"] if b <= 16} == batches and set(data["points"]["context"]) == set(CONTEXTS)
+        points = int(data["meta"]["points_drawn"] / 1.1) - 1
 
 
 @pytest.mark.parametrize("version", [1, 2])
