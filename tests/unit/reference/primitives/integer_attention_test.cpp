@@ -170,7 +170,8 @@ TEST_CASE("the integer mode stays within its bound of the float mode, and the bo
         CAPTURE(tile, logit, bound.logits, out, bound.outputs, largest);
         CHECK(logit <= bound.logits);
         CHECK(out <= bound.outputs);
-        CHECK(bound.outputs <= (bits < 0 ? 0.2 : 0.02) * largest);
+        // The float mode's own roundings of decoded values make most of the wider one.
+        CHECK(bound.outputs <= (bits < 0 ? 0.2 : 0.005) * largest);
       }
     }
 }
