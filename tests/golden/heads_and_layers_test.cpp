@@ -1,8 +1,9 @@
-// Eviction methods that tell heads or layers apart (DuoAttention, CAKE) against the released codes.
+// Eviction methods that tell heads or layers apart (DuoAttention, CAKE, KVzip) against the released codes.
 #include <algorithm>
 #include <cstring>
 
 #include "core/errors.hpp"
+#include "core/rope.hpp"
 #include "reference/compose/recipe.hpp"
 #include "reference/eviction/cake/scores.hpp"
 #include "reference/primitives/eviction/allocators.hpp"
@@ -176,6 +177,102 @@ TEST_CASE("CAKE keeps of a prompt what the released forward keeps in every layer
         kept.insert(kept.end(), of_head.begin(), of_head.end());
       }
       check_exact(g, cat("kept_prefill_layer", l), kept);
+    }
+  }
+}
+
+namespace {
+
+/// Context and repetitions of a recorded KVzip case through a cache; ends before the prompt does.
+std::unique_ptr<KvCache> repeated_prompt(const GoldenCase& g, const CacheShape& shape, const std::string& setting) {
+  const MethodChoice m = parse_choice(setting);
+  auto cache = m.method->open(m.row, shape, {});
+  const auto chunks = g.parameters().at("chunks").size();
+  const std::int64_t context = whole(g, "context");
+  const bool rotates = g.has("inv_freq");
+  for (int l = 0; l < static_cast<int>(whole(g, "layers")); ++l) {
+    const LayerClass& c = shape.class_of(l);
+    const auto forward = [&](const Array& q, const Array& k, std::int64_t first, bool again) {
+      const std::int64_t n = q.dims()[1];
+      Array v({c.kv_heads, n, c.v_dim}), out({c.q_heads, n, c.v_dim});
+      std::vector<std::int64_t> positions;
+      std::vector<std::uint8_t> tree;
+      for (std::int64_t i = 0; i < n; ++i) {
+        positions.push_back(first + i);
+        for (int h = 0; h < c.kv_heads; ++h) v.view()(h, i, 0) = static_cast<float>(first + i);
+        for (std::int64_t j = 0; j < n; ++j) tree.push_back(j <= i ? 1 : 0);
+      }
+      AttentionMask mask{};
+      if (again) mask = {.kind = MaskKind::tree, .tree = {tree.data(), {n, n}}};
+      cache->forward(l, {.q = q.view(), .k = k.view(), .v = v.view(), .positions = {positions.data(), {n}}, .mask = mask}, out.view());
+    };
+    forward(Array({c.q_heads, context, c.k_dim}), without_batch(g.floats(cat("k_layer", l))), 0, false);
+    for (std::size_t i = 0; i < chunks; ++i) {
+      Array q = without_batch(g.floats(cat("q_chunk", i, "_layer", l)));
+      std::vector<std::int64_t> positions;
+      for (std::int64_t t = 0; t < q.dims()[1]; ++t) positions.push_back(context + t);
+      if (rotates) RopeTable(RopeSpec{.base = 10000.0, .rotary_dim = c.k_dim}).apply(q.view(), positions);
+      forward(q, without_batch(g.floats(cat("kr_chunk", i, "_layer", l))), context, true);
+    }
+  }
+  return cache;
+}
+
+/// Scores of every layer, head and token behind the first `from`, as held before the prompt ends.
+std::vector<float> repetition_scores(const KvCache& cache, const CacheShape& shape, int layers, std::int64_t from) {
+  std::vector<float> scores;
+  const auto buffers = cache.buffers();
+  for (int l = 0; l < layers; ++l)
+    for (int h = 0; h < shape.class_of(l).kv_heads; ++h) {
+      const auto& bytes = find_buffer(buffers, cat("layer", l, "/state/head", h)).bytes;
+      std::vector<float> row(bytes.size() / sizeof(float));
+      std::memcpy(row.data(), bytes.data(), bytes.size());
+      scores.insert(scores.end(), row.begin() + from, row.end());
+    }
+  return scores;
+}
+
+/// 1 where a pair of head and token stays, for the tokens from `from` on.
+std::vector<std::int64_t> pairs_that_stay(KvCache& cache, const CacheShape& shape, int layers, std::int64_t from, std::int64_t context) {
+  std::vector<std::int64_t> mask;
+  cache.end_prefill();
+  for (int l = 0; l < layers; ++l)
+    for (int h = 0; h < shape.class_of(l).kv_heads; ++h) {
+      const auto tokens = held(cache, shape, l, h);
+      for (std::int64_t t = from; t < context; ++t) mask.push_back(std::ranges::binary_search(tokens, t) ? 1 : 0);
+    }
+  return mask;
+}
+
+}  // namespace
+
+TEST_CASE("KVzip scores by what a repetition attends to and keeps the same pairs as the released codes", "[golden][eviction]") {
+  for (const GoldenCase& g : golden_cases("kvzip")) {
+    const bool press = g.has("keep_mask");
+    if (press && g.parameter<bool>("plus")) continue;
+    CAPTURE(g.name());
+    const int layers = static_cast<int>(whole(g, "layers")), heads = static_cast<int>(whole(g, "kv_heads"));
+    const std::int64_t context = whole(g, "context"), sinks = whole(g, press ? "n_sink" : "sink");
+    const CacheShape shape = uniform_shape(layers, static_cast<int>(whole(g, "q_heads")), heads, static_cast<int>(whole(g, "head_dim")), Dtype::f32);
+    const auto& piece = g.parameters().at("chunks").at(0);
+    const std::string setting = cat("kvzip:second_pass=caller,sinks=", sinks, ",chunk=", piece.at(1).get<std::int64_t>() - piece.at(0).get<std::int64_t>());
+    if (press) {
+      // Pairs that leave are a share of all, the sinks among them (their score is 1).
+      const bool by_layer = g.parameter<bool>("layerwise");
+      const std::int64_t together = by_layer ? heads : heads * layers, n = together * (context - sinks);
+      const std::int64_t leave = static_cast<std::int64_t>(static_cast<double>(together * context) * g.parameter<double>("compression_ratio"));
+      const auto cache = repeated_prompt(g, shape, cat(setting, ",keep_fraction=", (static_cast<double>(n - leave) + 0.5) / static_cast<double>(n), by_layer ? ",selection=layer" : ""));
+      std::vector<float> scores = repetition_scores(*cache, shape, layers, 0);
+      for (std::size_t at = 0; at < scores.size(); ++at)
+        if (static_cast<std::int64_t>(at) % context < sinks) scores[at] = 1;
+      check_bound(g, "scores", scores);
+      check_exact(g, "keep_mask", pairs_that_stay(*cache, shape, layers, 0, context));
+    } else {
+      const std::string share = cat(setting, ",keep_fraction=", g.parameter<double>("ratio"));
+      const auto pair = repeated_prompt(g, shape, share + ",selection=released"), uniform = repeated_prompt(g, shape, share + ",selection=head");
+      check_bound(g, "scores", repetition_scores(*pair, shape, layers, sinks));
+      check_exact(g, "valid_pair", pairs_that_stay(*pair, shape, layers, sinks, context));
+      check_exact(g, "valid_uniform", pairs_that_stay(*uniform, shape, layers, sinks, context));
     }
   }
 }

@@ -222,6 +222,10 @@ SELECTION = {
         "case02_orig_S80_ratio0.8_start1_dist-5_steps6": ("score_layer0",),
         "case03_orig_S70_ratio0.6_start1_dist-25_steps8": ("score_layer0", "values_prefill_layer0"),
     },
+    "kvzip": {
+        "case02_kvpress_S50_L2_cr0.3_sink0_plus0_layerwise0": ("v_layer0", "v_layer1"),
+        "case04_orig_S70_L2_ratio0.3_sink6": (),
+    },
     "duo_attention": {
         "case03_sparsify_L32_H8_sparsity0.75": (),
         "case04_sparsify_L4_H4_sparsity1.0": (),
