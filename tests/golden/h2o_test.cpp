@@ -1,7 +1,11 @@
-// H2O against the official code with real drops, its mask simulation, its FlexGen system (prompt) and KVCache-Factory.
+// H2O against the official code with real drops, its mask simulation, its FlexGen system (prompt) and KVCache-Factory; D2O, which merges what H2O
+// drops, against its official code.
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 
 #include "core/errors.hpp"
+#include "reference/compose/recipe.hpp"
 #include "tests/catch.hpp"
 #include "tests/support/golden.hpp"
 #include "tests/support/traced.hpp"
@@ -120,5 +124,61 @@ TEST_CASE("H2O holds the tokens and scores of the released codes, step by step",
     } else {
       compare_simulation(golden);
     }
+  }
+}
+
+namespace {
+
+std::vector<float> merged_rows_of(const KvCache& cache, const std::string& name, int heads) {
+  std::vector<float> out;
+  const auto buffers = cache.buffers();
+  for (int h = 0; h < heads; ++h) {
+    const auto& bytes = find_buffer(buffers, cat("layer0/", name, "/head", h)).bytes;
+    const std::size_t at = out.size();
+    out.resize(at + bytes.size() / sizeof(float));
+    std::memcpy(out.data() + at, bytes.data(), bytes.size());
+  }
+  return out;
+}
+
+float gate_of(const KvCache& cache) {
+  float threshold = 0;
+  const auto buffers = cache.buffers();
+  std::memcpy(&threshold, find_buffer(buffers, "layer0/limit").bytes.data() + 8, sizeof threshold);
+  return threshold;
+}
+
+}  // namespace
+
+TEST_CASE("D2O keeps, merges and moves its threshold as the official code does", "[golden][merging]") {
+  for (const GoldenCase& g : golden_cases("d2o")) {
+    CAPTURE(g.name());
+    const auto tokens = g.parameter<std::int64_t>("tokens");
+    const int heads = g.parameter<int>("heads");
+    const Traced names(g);  // queries and keys; the values that are merged are those of the case
+    const MethodChoice m = parse_choice(cat("d2o:allocation=uniform,edge_layers=false,heavy_hitters=", g.parameter<double>("layer_hh_ratio"), ",recent=",
+                                            g.parameter<double>("layer_recent_ratio"), ",alpha=", g.parameter<double>("alpha"), ",beta=", g.parameter<double>("beta")));
+    const auto cache = m.method->open(m.row, names.shape(), {});
+    const NamedTensor v = g.floats("v");
+    const View<const float> values = view_of(v, {heads, v.dims[2], v.dims[3]});
+    const auto run = [&](std::int64_t first, std::int64_t n) {
+      Array out({heads, n, v.dims[3]});
+      std::vector<std::int64_t> positions;
+      for (std::int64_t i = 0; i < n; ++i) positions.push_back(first + i);
+      cache->forward(0, {.q = names.q().slice(1, first, n), .k = names.k().slice(1, first, n), .v = values.slice(1, first, n), .positions = {positions.data(), {n}}}, out.view());
+    };
+    run(0, tokens);
+    cache->end_prefill();
+    for (std::int64_t step = 1; step <= g.parameter<std::int64_t>("steps"); ++step) {
+      run(tokens + step - 1, 1);
+      if (g.has(cat("threshold_step", step))) check_bound(g, cat("threshold_step", step), std::vector<float>{gate_of(*cache)});
+      if (g.has(cat("keys_step", step))) check_bound(g, cat("keys_step", step), merged_rows_of(*cache, "k_rows", heads));
+      if (g.has(cat("values_step", step))) check_bound(g, cat("values_step", step), merged_rows_of(*cache, "v_rows", heads));
+    }
+    const NamedTensor scores = g.floats("final_score");  // infinite at the sinks
+    const std::vector<float> ours = masses_held(*cache);
+    REQUIRE(ours.size() == scores.values.size());
+    for (std::size_t i = 0; i < ours.size(); ++i)
+      if (std::isfinite(scores.values[i])) CHECK(static_cast<double>(ours[i]) == Approx(static_cast<double>(scores.values[i])).epsilon(1e-5));
   }
 }

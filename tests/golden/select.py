@@ -226,6 +226,10 @@ SELECTION = {
         "case02_kvpress_S50_L2_cr0.3_sink0_plus0_layerwise0": ("v_layer0", "v_layer1"),
         "case04_orig_S70_L2_ratio0.3_sink6": (),
     },
+    "d2o": {
+        "case02_orig_H3_S45_hh0.3_recent0.2_steps3": ("kept_top_step1", "max_cosine_step1", "target_step1", "kept_top_step2", "max_cosine_step2", "target_step2",
+                                                      "kept_top_step3", "max_cosine_step3", "target_step3"),
+    },
     "duo_attention": {
         "case03_sparsify_L32_H8_sparsity0.75": (),
         "case04_sparsify_L4_H4_sparsity1.0": (),
