@@ -1,4 +1,4 @@
-// Eviction methods that tell heads or layers apart (DuoAttention, CAKE, KVzip) against the released codes.
+// Eviction methods that tell heads or layers apart (DuoAttention, CAKE, KVzip), and MPCache, whose heads choose clusters, against the released codes.
 #include <algorithm>
 #include <cstring>
 
@@ -273,6 +273,39 @@ TEST_CASE("KVzip scores by what a repetition attends to and keeps the same pairs
       check_bound(g, "scores", repetition_scores(*pair, shape, layers, sinks));
       check_exact(g, "valid_pair", pairs_that_stay(*pair, shape, layers, sinks, context));
       check_exact(g, "valid_uniform", pairs_that_stay(*uniform, shape, layers, sinks, context));
+    }
+  }
+}
+
+TEST_CASE("MPCache keeps and attends as the released code does", "[golden][eviction]") {
+  for (const GoldenCase& g : golden_cases("mpcache")) {
+    if (!g.has("static_kept")) continue;
+    CAPTURE(g.name());
+    const int heads = static_cast<int>(whole(g, "heads"));
+    const std::int64_t tokens = whole(g, "tokens");
+    const Array q = without_batch(g.floats("q")), k = without_batch(g.floats("k")), v = without_batch(g.floats("v"));
+    const CacheShape shape = uniform_shape(1, heads, heads, static_cast<int>(whole(g, "head_dim")), Dtype::f32);
+    const MethodChoice m = parse_choice(cat("mpcache:shift_padding=true,threshold=", g.parameter<double>("static_threshold"), ",alpha=", g.parameter<double>("alpha"),
+                                            ",coarse_keep=", g.parameter<double>("ratio1"), ",fine_keep=", g.parameter<double>("ratio2"), ",cluster=", whole(g, "cluster1")));
+    const auto cache = m.method->open(m.row, shape, {}), numbered = m.method->open(m.row, shape, {});
+    const auto run = [&](KvCache& to, const Array& values, std::int64_t first, std::int64_t n) {
+      Array out({heads, n, v.dims()[2]});
+      std::vector<std::int64_t> positions;
+      for (std::int64_t i = 0; i < n; ++i) positions.push_back(first + i);
+      to.forward(0, {.q = q.view().slice(1, first, n), .k = k.view().slice(1, first, n), .v = values.view().slice(1, first, n), .positions = {positions.data(), {n}}}, out.view());
+      return out;
+    };
+    Array names({heads, v.dims()[1], v.dims()[2]});
+    for (int h = 0; h < heads; ++h)
+      for (std::int64_t t = 0; t < v.dims()[1]; ++t) names.view()(h, t, 0) = static_cast<float>(t);
+    run(*numbered, names, 0, tokens);
+    numbered->end_prefill();
+    check_exact(g, "static_kept", held(*numbered, shape, 0, 0));
+    run(*cache, v, 0, tokens);
+    cache->end_prefill();
+    for (std::int64_t step = 0; step < whole(g, "steps"); ++step) {
+      const Array out = run(*cache, v, tokens + step, 1);
+      if (g.has(cat("out_step", step))) check_bound(g, cat("out_step", step), out.values());
     }
   }
 }

@@ -230,6 +230,9 @@ SELECTION = {
         "case02_orig_H3_S45_hh0.3_recent0.2_steps3": ("kept_top_step1", "max_cosine_step1", "target_step1", "kept_top_step2", "max_cosine_step2", "target_step2",
                                                       "kept_top_step3", "max_cosine_step3", "target_step3"),
     },
+    "mpcache": {
+        "case03_S192_hotpotqa_steps33": tuple(f"{name}_step{i}" for i in (0, 1, 2, 3, 32) for name in ("sim1", "sim2", "attended")),
+    },
     "duo_attention": {
         "case03_sparsify_L32_H8_sparsity0.75": (),
         "case04_sparsify_L4_H4_sparsity1.0": (),
