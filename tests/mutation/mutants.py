@@ -121,7 +121,7 @@ std::vector<Verdict> verdicts() {
 BOUNDS = """constexpr PageBoundsShape kShape{64, Dtype::bf16};
 std::vector<Verdict> verdicts() {
   const PageBoundsInstance instance{kShape, [](Executor& e, const Launch& l, const Schedule& s, const PageBoundsArgs<SimCtx>& a) { return simulate(e, l, s, [&a](SimCtx& c) { page_bounds<kShape>(c, a); }); }};
-  return {verify_page_bounds(instance, {.heads = 2, .context = 75, .page = 7}, all_schedules(1))};
+  return {verify_page_bounds(instance, {.heads = 2, .context = 71, .page = 16}, all_schedules(1))};
 }"""
 
 PREFIX = """constexpr PrefixMergeShape kShape{64, Dtype::bf16};
