@@ -22,8 +22,9 @@ import evaluate
 import model
 import tasks
 
-# From step, context, documents a batch, share of plain text: each batch has 4,096 bytes.
-STAGES = ((0, 128, 32, 0.3), (500, 256, 16, 0.3), (1100, 512, 8, 0.35), (1700, 1024, 4, 0.4), (2200, 2048, 2, 0.4))
+# From step, context, documents a batch, share of plain text, of repeated strings; records are the rest: each batch has 4,096 bytes.
+STAGES = ((0, 128, 32, 0.2, 0.5), (700, 256, 16, 0.25, 0.3), (1100, 512, 8, 0.3, 0.15), (1500, 1024, 4, 0.35, 0.1), (1900, 2048, 2, 0.5, 0.05),
+          (2300, 2048, 2, 0.75, 0.02), (3000, 2048, 2, 0.6, 0.02))
 ANSWER_WEIGHT = 4.0
 MUON_RATE, ADAM_RATE, EMBEDDING_RATE, WEIGHT_DECAY = 0.02, 3e-3, 6e-3, 0.05
 
@@ -37,12 +38,12 @@ def stage(step, stages):
 def batch(step, seed, text, stages, rank=0, processes=1):
     """This process' documents of batch `step`, each drawn from its own generator: a resumed run sees what an unbroken one
     would, and the whole batch is the same for any number of processes."""
-    _, context, count, share = stage(step, stages)
+    _, context, count, plain, repeated = stage(step, stages)
     mine = range(rank, count, processes)
     tokens = np.full((len(mine), context + 1), model.BOS, np.int64)
     weight = np.ones((len(mine), context), np.float32)
     for row, document in enumerate(mine):
-        tokens[row, 1:], weight[row] = tasks.document(np.random.default_rng((seed, step, document)), text, context - 1, share, ANSWER_WEIGHT)
+        tokens[row, 1:], weight[row] = tasks.document(np.random.default_rng((seed, step, document)), text, context - 1, plain, repeated, ANSWER_WEIGHT)
     return torch.from_numpy(tokens), torch.from_numpy(weight)
 
 
@@ -106,7 +107,7 @@ def objective(weights, c, tables, tokens, weight):
     loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     flat = weight.flatten()
     plain, answer = (flat == 1).float(), (flat == ANSWER_WEIGHT).float()
-    return (loss * flat).sum() / flat.sum(), (loss * plain).sum() / plain.sum(), (loss * answer).sum() / (answer.sum() + 1e-6)
+    return (loss * flat).sum() / flat.sum(), (loss * plain).sum() / (plain.sum() + 1e-6), (loss * answer).sum() / (answer.sum() + 1e-6)
 
 
 def share(weights, figures, processes):
@@ -206,6 +207,8 @@ def work(rank, args, meeting):
         losses[0].backward()
         *losses, own = share(weights, [*(v.item() for v in losses), time.process_time()], args.processes)
         cpu_seconds = spent + own * args.processes
+        if not np.isfinite(losses[0]):
+            raise SystemExit(f"the loss of step {step} is {losses[0]}: nothing was stepped, the checkpoint before it stands")
         optimizer.step(step, rate)
         for w in weights.values():
             w.grad = None
