@@ -14,6 +14,7 @@ TEST_CASE("every shape of every kernel has its registers for six architectures, 
   const auto shapes_of = [](const std::string& kernel) -> std::size_t {
     if (kernel == "quantize_pack") return quantize_instances().size();
     if (kernel == "decode_attention" || kernel == "span_merge") return decode_instances().size();
+    if (kernel == "integer_decode") return integer_instances().size();
     if (kernel == "hadamard" || kernel == "rope_apply") return row_instances().size();
     if (kernel == "page_score") return page_score_instances().size();
     if (kernel == "row_gather") return gather_instances().size();
