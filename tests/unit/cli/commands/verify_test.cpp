@@ -25,6 +25,10 @@ TEST_CASE("verify prints a row a case with the keys of the contract", "[unit]") 
   REQUIRE(row["provenance"] == "counted");  // sectors, bytes, conflicts
   REQUIRE(row["planned_provenance"] == "computed");
   REQUIRE(row["floor_provenance"] == "computed");
+  REQUIRE(row["registers"].get<int>() > 0);
+  REQUIRE(row["spills"] == 0);
+  REQUIRE(row["registers_by_architecture"].size() == 6);
+  REQUIRE(row["registers_provenance"] == "imported");  // from nvcc's own report
   REQUIRE(row["distinct_sectors"].get<long>() * 32 >= row["floor_bytes"].get<long>());
 }
 
