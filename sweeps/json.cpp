@@ -56,6 +56,15 @@ json to_json(const DiffReport& r) {
   return {{"changed", changed}, {"changed_count", r.changed_count}, {"equal", r.equal}, {"only_a", r.only_a}, {"only_b", r.only_b}, {"provenance", "computed"}};
 }
 
+json to_json(const Quality& q) {
+  return {{"value", maybe(q.value)},
+          {"grade", q.grade.empty() ? json(nullptr) : json(q.grade)},
+          {"model", q.model.empty() ? json(nullptr) : json(q.model)},
+          {"proxy", q.grade == "X"},
+          {"source", q.source},
+          {"provenance", q.provenance.empty() ? json(nullptr) : json(q.provenance)}};
+}
+
 json to_json(const Recommendation& r) {
   const sim::WorkloadFigures& f = r.figures;
   return {{"rank", r.rank},
@@ -75,13 +84,7 @@ json to_json(const Recommendation& r) {
           {"size_factor", f.size_factor},
           {"energy_j_per_token", finite(f.energy_j_per_token)},
           {"energy_provenance", "assumed"},  // of the power that it is computed from
-          {"quality",
-           {{"value", maybe(r.quality.value)},
-            {"grade", r.quality.grade.empty() ? json(nullptr) : json(r.quality.grade)},
-            {"model", r.quality.model.empty() ? json(nullptr) : json(r.quality.model)},
-            {"proxy", r.quality.grade == "X"},
-            {"source", r.quality.source},
-            {"provenance", r.quality.provenance.empty() ? json(nullptr) : json(r.quality.provenance)}}},
+          {"quality", to_json(r.quality)},
           {"deployable", r.deployable},
           {"research", r.deployable.empty() && r.recipe.canonical() != "full"},
           {"best_of_method", r.best_of_method},

@@ -21,6 +21,8 @@ nlohmann::json to_json(const DiffReport& report);
 /// {recommendations:[{rank, method, params, ...}], excluded, uncertain, binds, settle_with:{recipe, command, expected_regret,
 /// expected_regret_after}, advised:{recipe, rank, why}}; deployable first, then research
 nlohmann::json to_json(const RecommendReport& report);
+/// {value, grade, model, proxy, source, provenance}: null where nothing is known, `source` then is the command that would settle it
+nlohmann::json to_json(const Quality& quality);
 /// One row of it.
 nlohmann::json to_json(const Recommendation& recommendation);
 

@@ -1,7 +1,6 @@
 #include "sweeps/recommend.hpp"
 
 #include <algorithm>
-#include <cctype>
 #include <fmt/core.h>
 #include <map>
 #include <memory>
@@ -14,11 +13,9 @@
 #include "sweeps/caches.hpp"
 #include "sweeps/chances.hpp"
 #include "sweeps/configuration.hpp"
-#include "sweeps/quality.hpp"
 #include "sweeps/recommend_why.hpp"
 #include "sweeps/rerank.hpp"
 #include "sweeps/settings.hpp"
-#include "sweeps/store.hpp"
 
 namespace kvatlas::sweep {
 
@@ -75,13 +72,6 @@ Candidate evaluate(const RecommendRequest& request, const Recipe& recipe) {
 }
 
 double decode_rate(const sim::WorkloadFigures& f) { return f.step_s > 0 ? static_cast<double>(f.concurrency) / f.step_s : 0; }
-
-Quality quality_of(const RecommendRequest& request, const Recipe& recipe) {
-  if (is_plain(recipe)) return {.value = 1.0, .grade = "", .model = request.deployment.model->slug, .source = "by definition: quality is counted against the plain cache", .provenance = "computed"};
-  if (request.evidence)
-    if (const auto found = request.evidence(*request.deployment.model, recipe, request.quality_evidence)) return *found;
-  return {.value = std::nullopt, .grade = "", .model = "", .source = cat("unknown; kvatlas evaluate --weights FILE --text FILE --method \"", recipe.canonical(), "\" would settle it")};
-}
 
 /// A sentence when the engine that the request names does not offer the recipe.
 std::optional<std::string> not_offered(const RecommendRequest& request, const Recommendation& r) {
@@ -168,59 +158,6 @@ void collect_exclusions(const std::map<std::string, std::vector<Exclusion>>& by_
 
 }  // namespace
 
-std::string parse_grades(const std::string& text) {
-  std::string out;
-  for (const char raw : text) {
-    const char c = static_cast<char>(std::toupper(static_cast<unsigned char>(raw)));
-    if (c == ',' || c == ' ') continue;
-    if (std::string_view("MPCFX").find(c) == std::string_view::npos) throw InvalidArgument(cat("quality-evidence is \"", text, "\", must be a list of m, p, c, f, x"));
-    if (out.find(c) == std::string::npos) out += c;
-  }
-  if (out.empty()) throw InvalidArgument(cat("quality-evidence is \"", text, "\", must be a list of m, p, c, f, x"));
-  return out;
-}
-
-QualityEvidence quality_of_store(const std::string& path) {
-  struct Row {
-    std::string model;
-    Quality quality;
-  };
-  std::optional<Database> db;
-  open_for_reading(db, path);
-  std::map<std::string, std::vector<Row>> rows;  // by recipe
-  const char* windows = db->integer("PRAGMA user_version") < 4 ? "1" : "max(1, windows)";  // what older stores do not say
-  Statement s(*db, cat("SELECT model, recipe, retained, grade, quality_model, source, provenance FROM quality WHERE retained IS NOT NULL"
-                   // Older versions kept what runs too small to be evidence retained.
-                   " AND NOT (metric = 'perplexity' AND provenance = 'measured' AND (n < ? * ", windows, " OR ci95_low IS NULL)) ORDER BY id"));
-  s.bind(1, kLeastScored);
-  while (s.step())
-    rows[std::string(s.text(1))].push_back(
-        {std::string(s.text(0)), {.value = s.number(2), .grade = std::string(s.text(3)), .model = std::string(s.text(4)), .source = std::string(s.text(5)), .provenance = std::string(s.text(6))}});
-  return [rows](const models::Model& model, const Recipe& recipe, const std::string& accepted) -> std::optional<Quality> {
-    const auto found = rows.find(recipe.canonical());
-    if (found == rows.end()) return std::nullopt;
-    // What was measured or published for one model is a figure of its family (F: the name's first word) or a proxy (X) for others.
-    const auto grade_for = [&](const Row& r) {
-      if (r.model == model.slug) return r.quality.grade.front();
-      if (r.quality.grade != "M" && r.quality.grade != "P") return '-';
-      const auto word = [](const std::string& slug) { return slug.substr(0, slug.find('-')); };
-      return word(r.model) == word(model.slug) ? 'F' : 'X';
-    };
-    // The strongest accepted grade counts, and within it the worst figure: a limit must hold for every task that was tried.
-    for (const char grade : std::string_view("MPCFX")) {
-      std::optional<Quality> worst;
-      if (accepted.find(grade) == std::string::npos) continue;
-      for (const Row& r : found->second)
-        if (grade_for(r) == grade && (!worst || *r.quality.value < *worst->value)) {
-          worst = r.quality;
-          worst->grade = std::string(1, grade);
-        }
-      if (worst) return worst;
-    }
-    return std::nullopt;
-  };
-}
-
 RecommendReport recommend(const RecommendRequest& given) {
   check(given);
   RecommendRequest request = given;
@@ -257,7 +194,7 @@ RecommendReport recommend(const RecommendRequest& given) {
       exclude(*c->why_not);
       continue;
     }
-    Recommendation r{.recipe = c->recipe, .forgets = c->forgets, .figures = c->figures, .speedup = {}, .speedup_decode_only = {}, .quality = quality_of(request, c->recipe), .deployable = engines_of(c->recipe), .why = {}};
+    Recommendation r{.recipe = c->recipe, .forgets = c->forgets, .figures = c->figures, .speedup = {}, .speedup_decode_only = {}, .quality = quality_of(request.evidence, *request.deployment.model, c->recipe, request.quality_evidence), .deployable = engines_of(c->recipe), .why = {}};
     if (report.plain && report.plain->requests_per_s > 0) {
       r.speedup = c->figures.requests_per_s / report.plain->requests_per_s;
       if (decode_rate(*report.plain) > 0) r.speedup_decode_only = decode_rate(c->figures) / decode_rate(*report.plain);

@@ -10,23 +10,9 @@
 #include "models/model.hpp"
 #include "reference/compose/recipe.hpp"
 #include "simulator/evaluator.hpp"
+#include "sweeps/quality_lookup.hpp"
 
 namespace kvatlas::sweep {
-
-/// What is known of a recipe's quality. `value` is the share of the plain cache's quality that is retained (1 = all).
-struct Quality {
-  std::optional<double> value;
-  std::string grade;    // M, C, P, F, X, or empty when unknown
-  std::string model;    // the model it was measured on
-  std::string source;   // where it is from; for unknown quality the command that would settle it
-  std::string provenance{};  // measured, published, ...; computed for the plain cache; empty when unknown
-};
-
-/// Looks up evidence; grades not in `accepted` do not count. An empty answer is "unknown".
-using QualityEvidence = std::function<std::optional<Quality>(const models::Model&, const Recipe&, const std::string& accepted)>;
-
-/// Evidence in the `quality` table of a store. throws IoError
-QualityEvidence quality_of_store(const std::string& path);
 
 struct RecommendRequest {
   sim::Deployment deployment;                 // model, GPU, weights, engine, parallelism; its recipe is not read
@@ -101,8 +87,5 @@ struct RecommendReport {
 
 /// throws InvalidArgument for the request: a workload without tokens, a quality outside 0 to 1, an unknown engine or grade
 RecommendReport recommend(const RecommendRequest& request);
-
-/// "m,p" or "mp" to accepted grades in capitals; throws InvalidArgument
-std::string parse_grades(const std::string& text);
 
 }  // namespace kvatlas::sweep

@@ -1,6 +1,5 @@
 #include "sweeps/recommend_why.hpp"
 
-#include <cctype>
 #include <fmt/core.h>
 
 #include "core/errors.hpp"
@@ -41,12 +40,6 @@ std::string binding_sentence(const sim::WorkloadFigures& f, const sim::Workload&
   if (f.bound == sim::Bound::memory_capacity)
     return cat("memory capacity binds: ", f.concurrency, one ? " request fits, " : " requests fit, ", share(1 - prefill), " of a request's GPU time is decoding");
   return cat("decoding binds (", share(1 - prefill), " of a request's GPU time): a step of ", f.concurrency, one ? " request" : " requests", " takes ", ms(f.step_s), ", limited by ", what_binds(f.bound));
-}
-
-std::string spell_grades(std::string_view grades) {
-  std::string text;
-  for (const char c : grades) text += cat(text.empty() ? "" : ", ", static_cast<char>(std::tolower(static_cast<unsigned char>(c))));
-  return text;
 }
 
 std::string plain_sentence(const OfferedFates& f, const RecommendRequest& request) {

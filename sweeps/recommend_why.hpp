@@ -16,9 +16,6 @@ double prefill_share(const sim::WorkloadFigures& figures, const sim::Workload& w
 /// What limits the requests/s of a deployment, with its figures; `plain`: of the cache that all are compared with.
 std::string binding_sentence(const sim::WorkloadFigures& figures, const sim::Workload& workload, bool plain);
 
-/// Accepted grades as a person writes them: "MP" -> "m, p".
-std::string spell_grades(std::string_view grades);
-
 /// What became of the candidates other than the plain cache that an engine offers; decides why the plain cache is advised.
 struct OfferedFates {
   int asked = 0;            // all candidates but the plain cache, offered or not

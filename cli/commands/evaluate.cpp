@@ -1,20 +1,20 @@
 // evaluate: quality through the compressed cache, on a model's weights or on captured queries, keys and values.
 #include <algorithm>
-#include <map>
 #include <optional>
 #include <ostream>
 
 #include "cli/commands/command.hpp"
 #include "cli/commands/support/evaluation.hpp"
 #include "cli/commands/support/evaluation_rows.hpp"
+#include "cli/commands/support/measuring.hpp"
 #include "cli/commands/support/options.hpp"
+#include "cli/commands/support/quality_tables.hpp"
 #include "cli/commands/support/same_model.hpp"
 #include "cli/commands/support/warnings.hpp"
 #include "core/io/file.hpp"
 #include "core/io/safetensors.hpp"
 #include "core/parallel.hpp"
 #include "models/evaluation/tasks.hpp"
-#include "models/registry.hpp"
 
 namespace kvatlas::cli {
 
@@ -39,9 +39,13 @@ const Usage& evaluate_usage() {
                         Option::text("db", "FILE", "store that the figures join; `recommend --db` reads them there"),
                         Option::text("model", "M", "model of the zoo, or config.json, that the weights are: the name of the figures in --db"),
                         Option::text("against", "FILE", "JSON of another run: how well its ranking of methods agrees with this one"),
-                        Option::integer("seed", 0, 2147483647, "seed of the bootstrap, of tasks and of methods that draw", "0")}}),
+                        Option::integer("seed", 0, 2147483647, "seed of the bootstrap, of tasks and of methods that draw", "0"),
+                        Option::text("table", "SPEC", "a whole table: every method at the document's settings and contexts, into --out; a stopped run goes on. --method chooses"),
+                        Option::text("out", "FILE", "CSV that --table writes, row by row"),
+                        Option::text("shipped", "MODEL", "measures nothing: the figures of a model that this program was built with")}}),
       .note = "`full` is always scored; intervals are 95% of a paired bootstrap against it. `tied`: the change is below what a\n"
-              "run of this size detects in four of five cases. Grades: M measured on this model, C error on captured rows."};
+              "run of this size detects in four of five cases. Grades: M measured on this model, C error on captured rows.\n"
+              "`--model embedded`: weights and text of the source tree, where none are given."};
   return u;
 }
 
@@ -58,14 +62,6 @@ std::vector<std::string> parse_tasks(const Parsed& p) {
     at = comma + 1;
   }
   return tasks;
-}
-
-/// The row of the recipe that ran; where that is not the one asked for, a note says so.
-Json row_of(const EvaluationRun& run, const Recipe& asked, const std::string& ran) {
-  if (ran.empty() || ran == asked.canonical()) return empty_row(run, asked);
-  Json row = empty_row(run, Recipe::parse(ran));
-  add_note(row, cat("asked: ", asked.canonical(), "; layers with a window stay plain, the method refuses them"));
-  return row;
 }
 
 /// Options that say nothing in the other way of evaluating are mistakes.
@@ -97,7 +93,7 @@ Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const
   }
   Json rows = Json::array();
   for (const Recipe& recipe : recipes) {
-    Json row = empty_row(run, recipe);
+    Json row = row_of(run, recipe, "");
     try {
       const models::CapturedScore score = models::score_captured(set, recipe, inputs, p.integer("probes"));
       row = row_of(run, recipe, score.label);
@@ -110,20 +106,11 @@ Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const
   return rows;
 }
 
-/// throws Unsupported for a method whose draft would have to run beside the model
-void require_no_draft(const Recipe& recipe) {
-  for (const Rule& rule : recipe.rules())
-    if (std::ranges::find(rule.key.method->needs, Need::draft_model) != rule.key.method->needs.end())
-      throw Unsupported(cat(rule.key.method->slug, " needs a draft model, and an evaluation runs the target alone"));
-}
-
-Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Recipe>& recipes, OpenInputs inputs, TensorMap& trained, const models::Model* record,
-                      EvaluationRun& run) {
+Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Recipe>& recipes, TensorMap& trained, const models::Model* record, EvaluationRun& run) {
   const std::vector<std::string> tasks = parse_tasks(p);
-  const std::string text = io::read_text(p.text("text"));
-  run.text_hash = models::text_hash(text);
-  const models::LoadedModel model = load_model_weights(p, io, "evaluate");
-  run.quality_model = model.name;
+  const Reading reading = load_reading(p, io, "evaluate");
+  run.text_hash = models::text_hash(reading.text);
+  run.quality_model = reading.model.name;
   run.protocol = p.text("protocol");
   run.grade = "M";
   run.context = p.integer("context");
@@ -132,85 +119,25 @@ Json evaluate_weights(const Parsed& p, const Streams& io, const std::vector<Reci
   run.trials = tasks.empty() ? 0 : p.integer("trials");
   run.chunk = run.protocol == "b" ? p.integer("chunk") : 0;
   if (record != nullptr)
-    if (const auto why = why_not_same(*record, model.transformer.model())) throw IoError(cat(p.text("weights"), ": ", *why));
-  run.trained_context = model.transformer.model().trained_context;
+    if (const auto why = why_not_same(*record, reading.model.transformer.model())) throw IoError(cat(p.text("weights"), ": ", *why));
+  run.trained_context = reading.model.transformer.model().trained_context;
   if (const auto beyond = beyond_training(run)) {
     Warnings warnings;
     warnings.add(*beyond);
     warnings.print(io, "evaluate");
   }
-  CacheShape shape = model.transformer.model().cache;
-  shape.dtype = run.dtype;
-  const auto progress = progress_on(io);
-
-  // Methods that look at W_o find it without a file: the weights are here.
-  for (const Recipe& recipe : recipes)
-    for (const Rule& rule : recipe.rules())
-      if (std::ranges::find(rule.key.method->needs, Need::output_weights) != rule.key.method->needs.end() && !trained.contains("layer0.w_o")) {
-        TensorMap weights = model.transformer.output_weights();
-        trained.merge(weights);
-      }
-  inputs.trained = trained.empty() ? nullptr : &trained;
-
-  std::vector<models::Candidate> candidates;
-  std::vector<const Recipe*> of_candidate;
-  std::map<const Recipe*, std::string> refused;
-  for (const Recipe& recipe : recipes) {
-    if (recipe.canonical() == "full") continue;
-    try {
-      require_no_draft(recipe);
-      candidates.push_back(models::candidate_of(recipe, shape, inputs));
-      of_candidate.push_back(&recipe);
-    } catch (const Error& e) {
-      refused[&recipe] = e.what();
-    }
-  }
-  models::TextOptions options{.protocol = p.text("protocol") == "a" ? models::Protocol::a : models::Protocol::b, .context = run.context,
-                              .scored = p.integer("scored"), .windows = p.integer("windows"), .chunk = p.integer("chunk"),
-                              .begin = model.begin(), .progress = progress};
-  std::vector<models::TextResult> read;
-  const std::vector<models::TokenId> tokens = model.encode(text);
-  try {
-    read = models::read_text(model.transformer, shape, candidates, tokens, options);
-  } catch (const InvalidArgument& e) {
-    throw UsageError(e.what());
-  }
-  std::vector<models::TaskResults> asked;
-  if (!tasks.empty())
-    asked = models::run_tasks(model.transformer, shape, candidates,
-                              {.tasks = tasks, .context = run.context, .trials = static_cast<int>(p.integer("trials")),
-                               .seed = static_cast<std::uint64_t>(run.seed), .filler = text, .begin = model.begin(),
-                               .encode = [&](std::string_view s) { return model.encode(s); }, .progress = progress});
-  progress("");
-
-  const models::Bootstrap bootstrap{.seed = static_cast<std::uint64_t>(run.seed), .window = static_cast<std::int64_t>(read[0].scores.size()) / options.windows};
-  Json rows = Json::array();
-  for (std::size_t i = 0; i < read.size(); ++i) {
-    const Recipe plain = Recipe::parse("full");
-    const Recipe& recipe = i == 0 ? plain : *of_candidate[i - 1];
-    Json row = row_of(run, recipe, i == 0 ? "full" : read[i].label);
-    if (read[i].failure) {
-      row["failure"] = *read[i].failure;
-    } else {
-      fill_text(row, run, read[i], models::summarize(read[i].scores, bootstrap), i == 0);
-      if (i < asked.size() && !asked[i].failure) fill_tasks(row, asked[i]);
-      if (i < asked.size() && asked[i].failure) add_note(row, cat("tasks: ", *asked[i].failure));
-    }
-    rows.push_back(std::move(row));
-  }
-  for (const auto& [recipe, why] : refused) {
-    rows.push_back(empty_row(run, *recipe));
-    rows.back()["failure"] = why;
-  }
-  return rows;
+  return measure(reading, recipes, trained, run, tasks, progress_on(io));
 }
 
 }  // namespace
 
 int run_evaluate(const Arguments& args, const Streams& io) {
-  const auto parsed = parse(evaluate_usage(), args, io);
+  const auto parsed = parse(evaluate_usage(), with_embedded_files(args), io);
   if (!parsed) return kDone;
   const Parsed& p = *parsed;
+  if (p.has("shipped")) return show_shipped_quality(p, io);
+  if (p.has("table")) return measure_table(p, io);
+  if (p.has("out")) throw UsageError("--out says nothing without --table");
   if (p.has("capture") == p.has("weights")) throw UsageError("give either --weights and --text, or --capture");
   if (p.has("weights") && !p.has("text")) throw UsageError("--text is missing");
   refuse_idle_options(p);
@@ -230,9 +157,9 @@ int run_evaluate(const Arguments& args, const Streams& io) {
   run.dtype = dtype_option(p);
   if (p.has("trained")) run.trained_hash = models::text_hash(io::read_text(p.text("trained")));
   const OpenInputs inputs{.trained = trained.empty() ? nullptr : &trained, .seed = static_cast<std::uint64_t>(run.seed)};
-  const std::optional<models::Model> record = p.has("model") ? std::optional(models::load_model(p.text("model"))) : std::nullopt;
+  const std::optional<models::Model> record = model_named(p);
   const models::Model* of = record ? &*record : nullptr;
-  Json rows = p.has("capture") ? evaluate_capture(p, recipes, inputs, of, run) : evaluate_weights(p, io, recipes, inputs, trained, of, run);
+  Json rows = p.has("capture") ? evaluate_capture(p, recipes, inputs, of, run) : evaluate_weights(p, io, recipes, trained, of, run);
   if (p.has("against")) fill_transfer(rows, p.text("against"), {.seed = static_cast<std::uint64_t>(run.seed)});
   if (p.has("db")) {
     const std::string source = run.grade == "C" ? cat("captured rows, ", p.text("capture")) : cat("kvatlas evaluate, text ", run.text_hash, ", seed ", run.seed);

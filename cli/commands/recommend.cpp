@@ -28,7 +28,7 @@ const Usage& recommend_usage() {
                         Option::number("memory-gib", 0.001, 1e6, "highest memory of one GPU, everything included"),
                         Option::number("min-quality", 0, 1, "retained share of the plain cache's quality"),
                         Option::text("quality-evidence", "GRADES", "accepted evidence: m measured, p published, c captured, f family, x proxy", "m,p"),
-                        Option::text("db", "FILE", "store whose quality table is the evidence"),
+                        Option::text("db", "FILE", "store whose quality table is evidence beside published figures"),
                         Option::text("deployable", "ENGINE", "only methods that this engine offers today"),
                         Option::integer("top", 1, 1000, "rows of each table", "5"),
                         Option::flag("all", "every setting of a method, not only its best")},
@@ -48,7 +48,7 @@ sweep::RecommendRequest request_of(const Parsed& p, const models::Model& model) 
   if (p.has("min-quality")) r.min_quality = p.number("min-quality");
   r.quality_evidence = sweep::parse_grades(p.text("quality-evidence"));
   if (p.has("deployable")) r.deployable = p.text("deployable");
-  if (p.has("db")) r.evidence = sweep::quality_of_store(p.text("db"));
+  r.evidence = sweep::known_quality(p.has("db") ? std::optional(p.text("db")) : std::nullopt);
   return r;
 }
 

@@ -10,6 +10,7 @@
 
 #include "cli/commands/command.hpp"
 #include "cli/commands/support/options.hpp"
+#include "cli/commands/support/source_tree.hpp"
 
 extern char** environ;
 
@@ -32,14 +33,8 @@ const Usage& report_usage() {
 
 /// The report of the source tree that this program was built in; empty when it was installed.
 fs::path report_of_source_tree() {
-  std::error_code error;
-  fs::path folder = fs::read_symlink("/proc/self/exe", error);
-  for (int up = 0; up < 4 && !error && folder.has_relative_path(); ++up) {
-    folder = folder.parent_path();
-    const fs::path main = folder / "python" / "kvatlas" / "report" / "__main__.py";
-    if (fs::exists(main, error) && fs::exists(folder / "CMakeLists.txt", error)) return main;
-  }
-  return {};
+  const fs::path folder = source_tree();
+  return folder.empty() ? fs::path() : folder / "python" / "kvatlas" / "report" / "__main__.py";
 }
 
 /// Runs a program found by PATH and returns its exit code; 127 when it cannot be started.

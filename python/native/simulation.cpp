@@ -331,7 +331,7 @@ py::object recommend(const DeploymentHandle& h, const sim::Workload& w, const st
   r.min_quality = min_quality;
   r.quality_evidence = sweep::parse_grades(evidence);
   r.deployable = deployable;
-  if (db) r.evidence = sweep::quality_of_store(*db);
+  r.evidence = sweep::known_quality(db);
   std::atomic<bool> stop{false};
   const sweep::RecommendReport report = interruptible(stop, [&r] { return sweep::recommend(r); });
   answers::Json document = sweep::to_json(report);

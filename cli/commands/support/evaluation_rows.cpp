@@ -9,6 +9,7 @@
 #include "cli/commands/support/table.hpp"
 #include "core/errors.hpp"
 #include "core/io/file.hpp"
+#include "sweeps/quality_table.hpp"
 
 namespace kvatlas::cli {
 
@@ -92,17 +93,35 @@ struct Ranked {
   Json params;
 };
 
-/// Methods with `metric` in both runs.
-std::vector<Ranked> in_common(const Json& rows, const Json& other, const char* metric) {
-  const auto has = [&](const Json& r) { return r.contains(metric) && r.at(metric).is_number(); };
+/// Methods with `metric` in this run and `other_metric` in the other one.
+std::vector<Ranked> in_common(const Json& rows, const Json& other, const char* metric, const char* other_metric) {
+  const auto has = [](const Json& r, const char* key) { return r.contains(key) && r.at(key).is_number(); };
   std::vector<Ranked> common;
   for (const Json& r : rows)
     for (const Json& o : other) {
       if (!o.is_object() || o.value("method", Json()) != r.at("method") || r.at("method") == "full") continue;
-      if (has(r) && has(o)) common.push_back({.here = r.at(metric).get<double>(), .there = o.at(metric).get<double>(), .params = r.at("params")});
+      if (has(r, metric) && has(o, other_metric)) common.push_back({.here = r.at(metric).get<double>(), .there = o.at(other_metric).get<double>(), .params = r.at("params")});
       break;
     }
   return common;
+}
+
+/// Rows of another run: what `evaluate --json` printed, or a quality table's rows at one context.
+Json rows_of_file(const std::string& file, const Json& context) {
+  const std::string text = io::read_text(file);
+  if (!text.starts_with('#')) return Json::parse(text, nullptr, false);
+  Json rows = Json::array();
+  try {
+    for (const sweep::QualityTable& t : sweep::read_quality_tables(text, file))
+      for (const sweep::QualityTableRow& r : t.rows)
+        if (r.failure.empty() && (context.is_null() || r.context == context.get<std::int64_t>()))
+          rows.push_back({{"method", r.ran.empty() ? r.recipe : r.ran}, {"quality_model", t.quality_model}, {"context", r.context}, {"protocol", t.protocol}, {"grade", r.grade},
+                          {"kl_mean", r.figure("kl_mean") ? Json(*r.figure("kl_mean")) : Json(nullptr)},
+                          {"attention_rel_error", r.figure("attention_rel_error") ? Json(*r.figure("attention_rel_error")) : Json(nullptr)}});
+  } catch (const InvalidArgument& e) {
+    throw IoError(e.what());
+  }
+  return rows;
 }
 
 /// Leaves the methods that share their value of `param` with another one, and says which group each is of.
@@ -211,18 +230,21 @@ void add_note(Json& row, const std::string& sentence) {
 }
 
 void fill_transfer(Json& rows, const std::string& other_file, const models::Bootstrap& bootstrap) {
-  const Json other = Json::parse(io::read_text(other_file), nullptr, false);
+  // Captured rows have no scored text: what they rank is held against what that model did with a text, of any context.
+  const bool captured = rows.at(0).value("grade", Json()) == "C";
+  const Json other = rows_of_file(other_file, captured ? Json(nullptr) : rows.at(0).at("context"));
   if (!other.is_array() || other.empty() || !other[0].is_object() || !other[0].contains("method"))
-    throw IoError(cat(other_file, " holds no rows, must be what kvatlas evaluate --json prints"));
+    throw IoError(cat(other_file, " holds no rows, must be what kvatlas evaluate --json prints, or a quality table with rows of this context"));
+  const bool passport = captured && other[0].value("grade", Json()) == "M";
   for (const char* key : {"context", "protocol"})
-    if (const Json here = rows.at(0).at(key), there = other[0].value(key, Json()); here != there)
+    if (const Json here = rows.at(0).at(key), there = other[0].value(key, Json()); here != there && !passport)
       throw InvalidArgument(cat("--against: ", key, " of ", other_file, " is ", there.dump(), ", must be that of this run (", here.dump(), ")"));
-  const char* metric = "kl_mean";
-  std::vector<Ranked> methods = in_common(rows, other, metric);
-  if (methods.empty()) methods = in_common(rows, other, metric = "attention_rel_error");
+  const char *metric = passport ? "attention_rel_error" : "kl_mean", *other_metric = "kl_mean";
+  std::vector<Ranked> methods = in_common(rows, other, metric, other_metric);
+  if (methods.empty()) methods = in_common(rows, other, metric = "attention_rel_error", other_metric = "attention_rel_error");
   if (methods.empty()) throw InvalidArgument(cat("--against: ", other_file, " ranks no method by the figure that this run ranks it by"));
   const auto least = static_cast<std::size_t>(models::kLeastRanked);
-  Json transfer{{"quality_model", other[0].value("quality_model", Json())}, {"metric", metric}, {"methods", methods.size()}, {"kendall_tau", nullptr}, {"ci95", nullptr},
+  Json transfer{{"quality_model", other[0].value("quality_model", Json())}, {"metric", metric}, {"other_metric", other_metric}, {"methods", methods.size()}, {"kendall_tau", nullptr}, {"ci95", nullptr},
                 {"stratified", nullptr}, {"verdict", cat("unknown: fewer than ", least, " methods in common")}};
   // Cheap methods lose to dear ones on every model: where methods of one size are known, only those are compared.
   std::vector<std::int64_t> groups;

@@ -37,6 +37,7 @@ void fill_captured(Json& row, const models::CapturedScore& score);
 
 /// Adds to every row how well the ranking of this run's methods agrees with another run's rows: Kendall's tau over the methods that
 /// both ranked, by mean KL where both measured it, else by the error of attention; at equal bits or budget where enough share them.
+/// Captured rows against a run on weights: their error of attention against its mean KL, whatever its context.
 /// throws   IoError when the other file holds no rows of `evaluate`; InvalidArgument when its context, protocol or figures differ
 void fill_transfer(Json& rows, const std::string& other_file, const models::Bootstrap& bootstrap);
 

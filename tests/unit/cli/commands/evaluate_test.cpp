@@ -9,6 +9,7 @@
 #include "core/philox.hpp"
 #include "models/registry.hpp"
 #include "reference/compose/recipe.hpp"
+#include "sweeps/quality_table.hpp"
 #include "sweeps/recommend.hpp"
 #include "tests/catch.hpp"
 #include "tests/support/program.hpp"
@@ -188,6 +189,42 @@ TEST_CASE("figures join a store, and a ranking is held against another run", "[u
                                         "--min-quality", "0.01", "--json"});
   CAPTURE(recommended.err);
   CHECK(recommended.code == 0);
+}
+
+TEST_CASE("a quality table is measured a batch at a time, and a stopped run goes on", "[unit]") {
+  const Model model;
+  model.write("plan.json", R"({"contexts": [64], "scored": 32, "batch": 2, "methods": {"kivi": ["bits=2,group_size=16,residual_window=16", "bits=4,group_size=16,residual_window=16"]}})");
+  const std::string out = model.folder.file("t.csv"), db = model.folder.file("t.sqlite");
+  const auto table = [&](cli::Arguments more) {
+    cli::Arguments args{"evaluate", "--table", model.folder.file("plan.json"), "--weights", model.weights, "--text", model.text, "--model", model.folder.file("config.json"), "--out", out,
+                        "--method", "kivi", "--method", "qfilter", "--json"};
+    args.insert(args.end(), more.begin(), more.end());
+    return kvatlas_run(args);
+  };
+  const auto first = table({});
+  CAPTURE(first.err);
+  REQUIRE(first.code == 0);
+  CHECK(first.json()["measured"] == 4);  // full, kivi twice, qfilter
+  CHECK(first.json()["refused"] == 1);
+  const std::string whole = io::read_text(out);
+  // A stop leaves whole batches: without its last row the table is completed to the same bytes.
+  io::write_text(out, whole.substr(0, whole.rfind('\n', whole.size() - 2) + 1));
+  const auto second = table({"--db", db});
+  CHECK(second.json()["measured"] == 1);
+  CHECK(io::read_text(out) == whole);
+  CHECK(table({}).json()["measured"] == 0);
+  // The same figures as a run of its own.
+  const json row = kvatlas_run({"evaluate", "--weights", model.weights, "--text", model.text, "--context", "64", "--scored", "32", "--method", "kivi:bits=4,group_size=16,residual_window=16", "--json"}).json()[1];
+  const auto tables = sweep::read_quality_tables(whole, "t");
+  REQUIRE(tables.size() == 1);
+  const auto* ours = tables[0].find(64, row["method"].get<std::string>());
+  REQUIRE(ours != nullptr);
+  CHECK(*ours->figure("kl_mean") == Approx(row["kl_mean"].get<double>()).epsilon(1e-6));  // seven digits are written
+  CHECK(ours->stored_bytes == row["stored_bytes"].get<std::int64_t>());
+  model.write("text.txt", io::read_text(model.text) + "More.");
+  CHECK(table({}).err.find("text_hash is ") != std::string::npos);
+  CHECK(table({"--context", "64"}).code == 2);
+  CHECK(kvatlas_run({"evaluate", "--out", out, "--weights", "w", "--text", "t"}).err == "kvatlas evaluate: --out says nothing without --table\n");
 }
 
 TEST_CASE("figures are not stored under the name of a model that was not run", "[unit]") {

@@ -53,6 +53,21 @@ TEST_CASE("methods of unlike size are not compared where enough share theirs", "
   CHECK(t["kendall_tau"] == -1.0);
 }
 
+TEST_CASE("errors on captured rows are ranked against divergences of a text, whatever its context", "[unit]") {
+  Json captured = rows_of({1, 2, 3, 4, 5, 6, 7, 8}), read = captured;
+  for (Json& r : captured) {
+    r["attention_rel_error"] = r["kl_mean"];
+    r["kl_mean"] = nullptr;
+    r["grade"] = "C";
+    r["context"] = 64;
+  }
+  for (Json& r : read) r["grade"] = "M";
+  const Json t = transfer(captured, read);
+  CHECK(t["metric"] == "attention_rel_error");
+  CHECK(t["other_metric"] == "kl_mean");
+  CHECK(t["verdict"] == "transfers");
+}
+
 TEST_CASE("scored tokens behind the prompt count where a run leaves the trained context", "[unit]") {
   EvaluationRun run{.quality_model = "q", .text_hash = "", .protocol = "a", .grade = "M", .context = 1024, .trained_context = 1500_tok, .scored = 476, .windows = 1};
   CHECK_FALSE(beyond_training(run));

@@ -1,0 +1,15 @@
+# Embeds what is known of quality: published figures, and the committed tables one after another.
+
+set(tables ${CMAKE_BINARY_DIR}/generated/quality_tables.txt)
+set(text "")
+file(GLOB files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/models/evaluation/tables/*.csv)
+foreach(file IN LISTS files)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
+  file(READ ${file} table)
+  string(APPEND text "${table}")
+endforeach()
+file(CONFIGURE OUTPUT ${tables} @ONLY CONTENT "${text}")
+set(KVATLAS_QUALITY_SOURCES ${CMAKE_BINARY_DIR}/generated/quality_tables_generated.cpp ${CMAKE_BINARY_DIR}/generated/published_quality_generated.cpp)
+kvatlas_embed_table(${tables} ${CMAKE_BINARY_DIR}/generated/quality_tables_generated.cpp kvatlas::detail quality_tables_text)
+kvatlas_embed_table(${CMAKE_SOURCE_DIR}/reference/quality.csv ${CMAKE_BINARY_DIR}/generated/published_quality_generated.cpp kvatlas::detail published_quality_text)
+set_source_files_properties(${KVATLAS_QUALITY_SOURCES} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
