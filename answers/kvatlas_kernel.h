@@ -39,7 +39,8 @@ typedef struct kvatlas_case {
 /* Where results go: kvatlas copies them before the call returns. Each answers 0, or 1 for an unknown type or stage. */
 typedef struct kvatlas_results {
   void* state; /* first argument of both functions */
-  /* name "out" [layers, q_heads, tokens, v_dim] or "decode" [layers, q_heads, decode, v_dim]; type "F32", "F16", "BF16" */
+  /* name "out" [layers, q_heads, tokens, v_dim] or "decode" [layers, q_heads, decode, v_dim]
+     (2 x decode where case.json is of a group of sequences: two branches, one after the other); type "F32", "F16", "BF16" */
   int (*array)(void* state, const char* name, const char* type, const void* data, const int64_t* dims, int32_t rank);
   /* stage "prompt" or "end"; buffers by the names of case.json */
   int (*buffer)(void* state, const char* stage, const char* name, const void* bytes, size_t count);

@@ -127,7 +127,7 @@ void print_text(const Streams& io, const Parsed& p, const sweep::RecommendReques
   const auto unknown = [](const sweep::Recommendation& r) { return !r.quality.value; };
   const auto unjudged = std::count_if(report.deployable.begin(), report.deployable.end(), unknown) + std::count_if(report.research.begin(), report.research.end(), unknown);
   if (unjudged > 0)
-    warnings.push_back(cat("warning: quality of ", unjudged, " settings is unknown and was not judged; --min-quality with --db FILE would"));
+    warnings.push_back(cat("warning: quality of ", unjudged, " settings is unknown and not judged; --min-quality judges, --db adds figures"));
   if (first != nullptr)
     warnings.push_back(cat("warning: figures are computed, their intervals provisional (", sim::name_of(first->figures.evidence), ")",
                            report.uncertain.empty() ? "" : cat("; ", report.uncertain.size(), " pairs among the first overlap: their order is not settled")));

@@ -32,9 +32,9 @@ BITS, GROUPS = (16, 8, 4, 2), (1, 4, 8)
 TILE, DIM, WARPS = 64, 128, 4
 FIELDS = ["nvcc", "arithmetic", "bits", "q_per_kv", "architecture", *ptx_counter.NAMES, "per_value"]
 
-# Lanes that a multiprocessor serves in a clock. Source: CUDA C++ Programming Guide, throughput of native arithmetic instructions (four schedulers
-# issue one warp instruction each); conversions assumed at 16, the slowest that the guide has for 32-bit types. `move` is shared
-# memory, shuffles and copies, which leave by one port.
+# Lanes that a multiprocessor serves in a clock, assumed: what the throughput table of the CUDA C++ Programming Guide says from memory, not
+# compared with a copy (four schedulers issue one warp instruction each). Conversions at 16, the slowest that it has for 32-bit types. `move` is
+# shared memory, shuffles and copies, which leave by one port.
 RATES = {"sm_80": {"issue": 128, "float": 64, "integer": 64, "convert": 16, "move": 32}, "sm_89": {"issue": 128, "float": 128, "integer": 64, "convert": 16, "move": 32},
          "sm_90a": {"issue": 128, "float": 128, "integer": 64, "convert": 16, "move": 32}}
 MMA_OPERATIONS = 2 * 16 * 8 * 32
