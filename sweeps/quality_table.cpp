@@ -200,10 +200,12 @@ const std::vector<QualityRow>& shipped_quality() {
     constexpr std::array<std::string_view, 9> kColumns{"recipe", "model", "metric", "published", "full", "better", "context", "setup", "source"};
     for (const CsvRow& row : parse_csv(whole_text(detail::published_quality_text()), kFile, kColumns)) {
       const double value = figure_in(row.cells[3], kFile, row.line, kColumns[3]);
-      const std::optional<double> full = row.cells[4].empty() ? std::nullopt : std::optional(figure_in(row.cells[4], kFile, row.line, kColumns[4]));
+      std::optional<double> full;
+      if (!row.cells[4].empty()) full = figure_in(row.cells[4], kFile, row.line, kColumns[4]);
       if (row.cells[5] != "higher" && row.cells[5] != "lower") throw InvalidArgument(cat(kFile, " line ", row.line, ": better is \"", row.cells[5], "\", must be higher or lower"));
       if (value <= 0 || (full && *full <= 0)) throw InvalidArgument(cat(kFile, " line ", row.line, ": published and full must be above 0"));
-      const std::optional<double> retained = full ? std::optional(std::min(1.0, row.cells[5] == "higher" ? value / *full : *full / value)) : std::nullopt;
+      std::optional<double> retained;
+      if (full) retained = std::min(1.0, row.cells[5] == "higher" ? value / *full : *full / value);
       out.push_back({.model = row.cells[1], .recipe = Recipe::parse(row.cells[0]).canonical(), .quality_model = row.cells[1], .metric = row.cells[2], .value = value,
                      .retained = retained,
                      .context = row.cells[6].empty() ? 0 : number_in<std::int64_t>(row.cells[6], kFile, row.line, kColumns[6]), .protocol = "published", .n = 0, .ci95_low = {}, .ci95_high = {},

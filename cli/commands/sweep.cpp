@@ -18,10 +18,10 @@ namespace {
 const Usage& sweep_usage() {
   static const Usage u{.command = "sweep", .positional = "SPEC", .least = 1, .most = 1,
                        .example = "kvatlas sweep sweeps/examples/demo.json --db atlas.sqlite",
-                       .options = {Option::text("db", "FILE", "store; what it holds already is not evaluated again").needed(),
+                       .options = {Option::text("db", "FILE", "store; what it holds already is not evaluated again (required without --no-store)"),
                                    Option::integer("jobs", 0, 4096, "worker threads (0: one a core)", "0"),
                                    Option::text("shard", "I/N", "only the I-th of N parts of the work", "1/1"),
-                                   Option::flag("no-store", "evaluate only, store nothing (--db is not touched)"),
+                                   Option::flag("no-store", "evaluate only, store nothing (a --db is not touched)"),
                                    Option::flag("quiet", "no progress, no summary")},
                        .note = "SPEC is a JSON document: models, gpus, methods with lists and ranges, contexts, batches, workloads, engines.\n"
                                "Ctrl-C ends after the current configurations; the same command goes on from there."};
@@ -81,21 +81,23 @@ int run_sweep(const Arguments& args, const Streams& io) {
   const auto parsed = parse(sweep_usage(), args, io);
   if (!parsed) return kDone;
   const Parsed& p = *parsed;
+  const bool no_store = p.has("no-store");
+  if (!no_store && !p.has("db")) throw UsageError("--db FILE is required without --no-store");
   const sweep::Spec spec = sweep::load_spec(p.positional()[0]);
   const bool quiet = p.has("quiet");
   const sweep::InterruptGuard guard;
   sweep::SweepOptions options{.jobs = static_cast<int>(p.integer("jobs")), .shard = sweep::parse_shard(p.text("shard")), .stop = guard.flag(), .progress = {}};
   if (io.progress && !quiet)
     options.progress = [&io](const sweep::Progress& progress) { io.err << "\r" << sweep::progress_line(progress) << "   " << std::flush; };
-  const std::string db = p.text("db");
-  const sweep::SweepReport report = p.has("no-store") ? sweep::evaluate_sweep(spec, options).report : sweep::run_sweep(spec, db, options);
+  const std::string db = no_store ? "" : p.text("db");
+  const sweep::SweepReport report = no_store ? sweep::evaluate_sweep(spec, options).report : sweep::run_sweep(spec, db, options);
   if (options.progress) io.err << "\n";
   if (!quiet) print_left_out(io.err, report);
   if (p.json()) {
-    print(io, Json(sweep::to_json(report, p.has("no-store") ? std::nullopt : std::optional(db))));
+    print(io, Json(sweep::to_json(report, no_store ? std::nullopt : std::optional(db))));
   } else {
-    print_report(io.out, report, spec, p.has("no-store"));
-    if (!p.has("no-store") && !quiet) print_summary(io.out, sweep::summarize(db), db);
+    print_report(io.out, report, spec, no_store);
+    if (!no_store && !quiet) print_summary(io.out, sweep::summarize(db), db);
   }
   if (report.interrupted) {
     io.err << "kvatlas sweep: interrupted; the same command goes on from here\n";

@@ -1,6 +1,7 @@
 // The keys that the command line's contract promises.
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <sstream>
@@ -232,6 +233,19 @@ TEST_CASE("settings outside their methods' ranges are one line of a sweep, and a
   REQUIRE(lines[0].find("kvquant") != std::string::npos);
   REQUIRE(lines[1] == cat("kvatlas sweep: ", without_plan, " recipes have no released plan: their ideal plan is the only one"));
   REQUIRE(kvatlas_run({"sweep", folder.file("spec.json"), "--db", folder.file("a.sqlite"), "--quiet"}).err.empty());
+}
+
+TEST_CASE("a sweep asks for a store unless it stores nothing", "[unit]") {
+  const testing::TempFolder folder;
+  io::write_text(folder.file("spec.json"), R"({"models":["llama-3.2-1b"],"gpus":["rtx-4090"],"methods":["full"],"contexts":["4K"],"batches":[1]})");
+  const auto without = kvatlas_run({"sweep", folder.file("spec.json")});
+  REQUIRE(without.code == 2);
+  REQUIRE(without.err == "kvatlas sweep: --db FILE is required without --no-store\n");
+  const json counted = kvatlas_run({"sweep", folder.file("spec.json"), "--no-store", "--json"}).json();
+  REQUIRE(counted["points"] == 1);
+  REQUIRE(counted["db"].is_null());
+  REQUIRE(kvatlas_run({"sweep", folder.file("spec.json"), "--no-store", "--db", folder.file("a.sqlite")}).code == 0);
+  REQUIRE_FALSE(std::filesystem::exists(folder.file("a.sqlite")));
 }
 
 TEST_CASE("timings of the shipped sample are published, those of a user's files measured", "[unit]") {
