@@ -1,5 +1,4 @@
-"""Runs the tests of the report under ctest: report_test.py pages|browser|browser_more|large program file. What is missing is said, stands in the file, and
-skips."""
+"""Runs the tests of the report under ctest: report_test.py pages|browser|large program file. What is missing is said, stands in the file, and skips."""
 import os
 import pathlib
 import sys
@@ -9,7 +8,7 @@ HERE = pathlib.Path(__file__).resolve().parent / "report"
 sys.path.insert(0, str(HERE.parent))
 from run_suite import run  # noqa: E402
 
-PARTS = {"pages": ["test_report.py", "-m", "not large"], "browser": ["test_browser.py", "-m", "core"], "browser_more": ["test_browser.py", "-m", "not core and not large"], "large": ["-m", "large"]}
+PARTS = {"pages": ["test_report.py", "-m", "not large"], "browser": ["test_browser.py", "-m", "not large"], "large": ["-m", "large"]}
 LIBRARIES = ("plotly", "matplotlib", "Chromium")
 
 

@@ -285,7 +285,17 @@ class Page:
         self._move(**self._place(selector))
 
     def click(self, selector: str) -> None:
-        self._press(**self._place(selector))
+        """Presses until it is the element that is hit: a chart that is drawn meanwhile may move it away."""
+        def hit() -> Any:
+            self.evaluate(f"""() => {{
+              window.hit = null;
+              document.addEventListener('click', (event) => {{ const e = ({FIND})({json.dumps(selector)}); window.hit = !!e && e.contains(event.target); }}, {{ capture: true, once: true }});
+            }}""")
+            self._press(**self._place(selector))
+            with contextlib.suppress(Error):
+                self.browser.until("a click arrives", lambda: self.evaluate("window.hit !== null"), 5e3)
+            return self.evaluate("window.hit")
+        self.browser.until(f"{selector} is clicked", hit)
 
     def focus(self, selector: str) -> None:
         self._of(selector, "(e) => e.focus()")

@@ -14,7 +14,6 @@ sys.path.insert(0, str(HERE))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "core: what the page is for, in a browser")
     config.addinivalue_line("markers", "large: makes or opens a store of 100,000 decode steps")
 
 
@@ -70,7 +69,7 @@ def browser() -> Iterator[Any]:
     from chromium import Chromium, Error, executable
     program = executable()
     if program is None:
-        pytest.skip("no Chromium: ./dev test --full installs it, or apt-get install chromium, or KVATLAS_CHROMIUM=/path")
+        pytest.skip("no Chromium: ./dev test installs it as root, or apt-get install chromium, or KVATLAS_CHROMIUM=/path")
     try:
         chromium = Chromium(program)
     except (Error, OSError) as error:

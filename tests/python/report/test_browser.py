@@ -1,5 +1,4 @@
-"""The page in a real browser, opened from a file: no server, no network, no error on the console. The tests marked `core` run wherever there is a
-Chromium, the rest in `./dev test --full`."""
+"""The page in a real browser, opened from a file: no server, no network, no error on the console."""
 
 from __future__ import annotations
 
@@ -29,10 +28,18 @@ class Opened:
     def text(self, selector: str) -> str:
         return self.page.inner_text(selector)
 
+    def copied(self) -> str:
+        """What was copied last; the clipboard takes its time."""
+        self.page.wait_for_function("window.lastCopied")
+        return str(self.page.evaluate("window.lastCopied"))
+
     def see(self, selector: str) -> None:
-        """Scrolls to a part and waits until its chart is drawn."""
-        self.page.evaluate("s => document.querySelector(s).scrollIntoView({block: 'center'})", selector)
-        self.page.wait_for_timeout(150)
+        """Scrolls to a part and waits until it stands still: charts above it are drawn when they come near."""
+        before = None
+        while (now := self.page.bounding_box(selector)) != before:
+            before = now
+            self.page.evaluate("s => document.querySelector(s).scrollIntoView({block: 'center'})", selector)
+            self.page.wait_for_timeout(150)
 
     def point(self, chart: str, name: str) -> Any:
         """Where on the screen the mark of a name in colour stands: of the trace whose only point is in that row."""
@@ -54,7 +61,6 @@ def opened(browser: Any, page: Path) -> Iterator[Opened]:
     o.context.close()
 
 
-@pytest.mark.core
 def test_it_opens_on_question_answer_and_the_first_rows(opened: Opened) -> None:
     assert opened.page.title() == "kvatlas: atlas.sqlite"
     assert opened.page.eval_on_selector_all("#question select", "all => all.map((s) => s.selectedOptions[0].textContent)") == ["Small 8B", "RTX-9000", "32,768 prompt + 512 output tokens, TPOT ≤ 50 ms"]
@@ -87,7 +93,6 @@ def test_at_most_eight_series_are_lit_and_unsure_ones_are_hatched(opened: Opened
     assert solid >= 3
 
 
-@pytest.mark.core
 def test_hovering_shows_figures_interval_and_provenance_and_a_click_copies_the_command(opened: Opened) -> None:
     at = opened.point("tradeoff", "turboquant")
     opened.page.mouse.move(at["x"], at["y"])
@@ -98,10 +103,9 @@ def test_hovering_shows_figures_interval_and_provenance_and_a_click_copies_the_c
         assert words in card, words
     opened.page.mouse.click(at["x"] + 1, at["y"])
     opened.page.wait_for_selector("#chosen:not([hidden])")
-    assert opened.page.evaluate("window.lastCopied") == "kvatlas simulate --model small-8b --gpu rtx-9000 --method turboquant --prompt 32768 --output 512 --slo tpot_ms=50"
+    assert opened.copied() == "kvatlas simulate --model small-8b --gpu rtx-9000 --method turboquant --prompt 32768 --output 512 --slo tpot_ms=50"
 
 
-@pytest.mark.core
 def test_filters_change_the_answer_and_live_in_the_address(opened: Opened, browser: Any, page: Path) -> None:
     opened.page.click('#filters .chip[data-value="quantization"]')
     opened.page.wait_for_function("location.hash.includes('family=quantization')")
@@ -134,7 +138,6 @@ def test_evidence_and_deployability_filter_rows(opened: Opened) -> None:
     assert "kivi" not in opened.text("#top")
 
 
-@pytest.mark.core
 def test_the_legend_lights_and_greys_series(opened: Opened) -> None:
     before = opened.page.count("#legend .series")
     opened.page.click('#legend .series:has-text("quest")')
@@ -184,7 +187,6 @@ def test_two_pinned_configurations_are_compared(opened: Opened) -> None:
     assert "a prompt holds 11.88 GiB more" in table and "group_size is 48, must divide head_dim (128)" in table and "false" not in table and "NaN" not in table
 
 
-@pytest.mark.core
 def test_tables_sort_by_their_heads(opened: Opened) -> None:
     opened.see("#rows")
     opened.page.wait_for_selector("#rows-table")
@@ -201,7 +203,6 @@ def test_tables_sort_by_their_heads(opened: Opened) -> None:
     assert "context 32768 <batch 1>" in opened.text("#claims-table")  # text of a store is never markup
 
 
-@pytest.mark.core
 def test_a_chart_is_exported(opened: Opened) -> None:
     opened.see("#tradeoff")
     opened.page.hover("#tradeoff header")
@@ -224,7 +225,7 @@ def test_the_keyboard_reaches_every_point_and_copies_it(opened: Opened) -> None:
     opened.page.keyboard.press("ArrowRight")
     assert "2 of" in opened.page.inner_text("#live")
     opened.page.keyboard.press("Enter")
-    assert opened.page.evaluate("window.lastCopied").startswith("kvatlas simulate --model small-8b")
+    assert opened.copied().startswith("kvatlas simulate --model small-8b")
     opened.page.keyboard.press("Escape")
     assert opened.page.is_hidden("#card") and opened.page.is_hidden("#chosen")
     opened.page.evaluate("document.activeElement.blur()")
@@ -421,6 +422,6 @@ def test_the_command_of_an_imported_model_names_its_file_or_says_that_it_cannot(
     o = drawn(browser, tmp_path, change=f"UPDATE models SET identity = 'small-8b#0011', source = '{source}' WHERE id = 1")
     o.page.click('#answer button[data-do="copy"]')
     o.page.wait_for_function("document.querySelector('#live').textContent.startsWith('Command line copied')")
-    assert o.page.evaluate("window.lastCopied").startswith(f"kvatlas simulate --model {word} --gpu ")
+    assert o.copied().startswith(f"kvatlas simulate --model {word} --gpu ")
     assert o.page.inner_text("#live").startswith(said)
     o.context.close()
