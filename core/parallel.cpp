@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "core/interruption.hpp"
+
 namespace kvatlas {
 
 namespace {
@@ -25,16 +27,23 @@ int threads() {
 void parallel_for(std::int64_t n, const std::function<void(std::int64_t)>& body) {
   const std::int64_t workers = std::min<std::int64_t>(n, threads());
   if (workers <= 1 || t_inside) {
-    for (std::int64_t i = 0; i < n; ++i) body(i);
+    for (std::int64_t i = 0; i < n; ++i) {
+      interruption_point();
+      body(i);
+    }
     return;
   }
   std::atomic<std::int64_t> next{0};
   std::exception_ptr failure;
   std::mutex failure_mutex;
-  const auto work = [&] {
+  const auto work = [&, flag = interruption_flag()] {
+    const Interruptible lent(flag);
     t_inside = true;
     try {
-      for (std::int64_t i = next.fetch_add(1); i < n; i = next.fetch_add(1)) body(i);
+      for (std::int64_t i = next.fetch_add(1); i < n; i = next.fetch_add(1)) {
+        interruption_point();
+        body(i);
+      }
     } catch (...) {
       const std::lock_guard lock(failure_mutex);
       if (!failure) failure = std::current_exception();

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/errors.hpp"
+#include "core/interruption.hpp"
 
 namespace kvatlas::sim {
 
@@ -52,6 +53,7 @@ class Duel {
   const Evaluator& other() const { return other_; }
 
   double gain(const Evaluator& own, const Evaluator& other, Tokens context, int batch) const {
+    interruption_point();
     if (!q_.output) return other.step(context, batch).step_s / own.step(context, batch).step_s;
     const Workload w{.prompt = context, .output = *q_.output, .concurrency = batch};
     const WorkloadFigures a = own.workload(w), b = other.workload(w);

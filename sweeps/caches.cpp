@@ -25,11 +25,10 @@ std::vector<Tokens> as_tokens(const std::set<std::int64_t>& contexts) {
 }  // namespace
 
 bool forgets(const BoundRecipe& recipe, Tokens context) {
-  const auto size_factor = [&](Tokens n) {
-    const double stored = static_cast<double>(recipe.ledger({.prompt = n}).total().value);
-    return stored > 0 ? static_cast<double>(dense_bytes(recipe.shape(), n).value) / stored : 1.0;
-  };
-  return forgets(size_factor(context), size_factor(2 * context));
+  const Tokens later = 8 * context;
+  const Bytes plain = dense_bytes(recipe.shape(), later) - dense_bytes(recipe.shape(), context);
+  const Bytes stored = recipe.ledger({.prompt = later}).total() - recipe.ledger({.prompt = context}).total();
+  return plain.value > 0 && 64 * stored.value < plain.value;
 }
 
 std::vector<Tokens> ledger_contexts(const Spec& spec) { return as_tokens(contexts_of_ledgers(spec)); }

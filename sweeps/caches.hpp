@@ -9,9 +9,8 @@
 
 namespace kvatlas::sweep {
 
-/// A cache of fixed size forgets tokens: it stores hardly more for twice the context, so its size factor nearly doubles with
-/// it. Recommendations and stores judge by this one bound.
-inline bool forgets(double size_factor, double size_factor_at_twice) { return size_factor_at_twice > 1.8 * size_factor; }
+/// A cache of fixed size forgets tokens: of the next seven times as many it stores not a sixty-fourth (a quarter of a bit a value).
+/// Some fill and shrink by turns, so that twice the context alone would not tell. Recommendations and stores judge by this one bound.
 bool forgets(const BoundRecipe& recipe, Tokens context);
 
 /// Contexts at which ledgers are stored: each context of the spec rounded down to a power of two, and prompt + output of

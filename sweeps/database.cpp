@@ -10,6 +10,7 @@
 #include <system_error>
 
 #include "core/errors.hpp"
+#include "core/interruption.hpp"
 
 namespace kvatlas::sweep {
 
@@ -32,6 +33,12 @@ std::string name_for_reading(const std::filesystem::path& path) {
     uri += plain ? std::string(1, c) : fmt::format("%{:02X}", byte);
   }
   return uri + "?immutable=1";
+}
+
+/// SQLite asks between its steps: nonzero ends the statement.
+int called_off(void*) {
+  const std::atomic<bool>* flag = interruption_flag();
+  return flag != nullptr && flag->load(std::memory_order_relaxed) ? 1 : 0;
 }
 
 std::string sentence(const std::filesystem::path& path, int code, const char* detail) {
@@ -74,6 +81,7 @@ Database::Database(const std::filesystem::path& path, Mode mode) : path_(path) {
   }
   try {
     sqlite3_extended_result_codes(handle_, 1);
+    sqlite3_progress_handler(handle_, 100'000, called_off, nullptr);
     sqlite3_busy_timeout(handle_, mode == Mode::read ? 2000 : 200);
     // One process writes a store. Held alone, a WAL needs no shared memory, so network folders without it serve too.
     if (mode != Mode::read) exec("PRAGMA locking_mode=EXCLUSIVE");

@@ -63,8 +63,7 @@ Candidate evaluate(const RecommendRequest& request, const Recipe& recipe) {
   if (c.why_not) return c;
   const sim::Evaluator evaluator(d);
   c.figures = evaluator.workload(request.workload);
-  const Tokens context = request.workload.prompt + request.workload.output;
-  c.forgets = forgets(evaluator.size_factor(context), evaluator.size_factor(2 * context));
+  c.forgets = forgets(recipe.bind(d.model->cache), request.workload.prompt + request.workload.output);
   if (!c.figures.feasible) c.why_not = c.figures.why_not;
   if (c.figures.feasible && request.memory_gib && c.figures.peak_bytes > *request.memory_gib * 1073741824.0)
     c.why_not = fmt::format("needs {:.1f} GiB of memory, must be at most {:.1f} GiB", c.figures.peak_bytes / 1073741824.0, *request.memory_gib);

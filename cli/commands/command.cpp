@@ -51,8 +51,8 @@ void print_help(std::ostream& out) {
   std::string later;
   for (const Command& c : kCommands)
     if (c.run == nullptr) later += cat(later.empty() ? "" : ", ", c.name);
-  out << "\nnot part of this version yet:\n  " << later << "\n\n"
-      << "Every command takes --json and --help. Exit codes: 0 done, 1 the run failed, 2 the command is wrong.\n"
+  if (!later.empty()) out << "\nnot part of this version yet:\n  " << later << "\n";
+  out << "\nEvery command takes --json and --help. Exit codes: 0 done, 1 the run failed, 2 the command is wrong.\n"
          "example: kvatlas recommend --model llama-3.1-8b --gpu rtx-4090 --prompt 32K --output 512 --slo tpot_ms=50\n";
 }
 

@@ -30,7 +30,8 @@ def to_bytes(buffer: Any) -> np.ndarray:
 def to_f32(name: str, array: Any, bf16: bool = False) -> np.ndarray:
     """float32 of the same shape over the same memory where possible; a copy otherwise.
 
-    In place: float32, innermost axis dense, outer strides multiples of the inner ones (slices along any axis; not transposes).
+    In place: float32, innermost axis dense, the other axes at any stride that does not go back (slices; ``[n, heads, dim]`` seen as
+    ``[heads, n, dim]``; one head broadcast to several).
     fp16, bf16 and float64 (rounded) are widened once. ``bf16`` says that uint16 words are bfloat16 patterns.
     """
     if not isinstance(array, np.ndarray):

@@ -103,7 +103,8 @@ class Cache:
     seed      of methods with random parts
 
     A prompt goes through ``forward`` layer by layer, at once or in chunks; then ``end_prefill()``; then tokens one by one.
-    Not thread-safe; other Python threads run while it computes.
+    Not thread-safe; other Python threads run while it computes. Ctrl-C ends a prompt between two rows: the cache is then to be
+    opened anew or loaded from saved buffers.
     """
 
     def __init__(self, method: MethodLike, shape: Shape | ModelLike, *, trained: str | os.PathLike[str] | Mapping[str, Any] | None = None, seed: int = 0,

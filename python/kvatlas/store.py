@@ -5,7 +5,7 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,18 @@ class Store:
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(Path(self.path).resolve().as_uri() + "?mode=ro", uri=True)
 
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection whose statements end on Ctrl-C: the handler gives Python its turn, which SQLite answers by "interrupted"."""
+        with closing(self._connect()) as db:
+            db.set_progress_handler(lambda: 0, 1_000_000)
+            try:
+                yield db
+            except sqlite3.OperationalError as error:
+                if str(error) == "interrupted":
+                    raise KeyboardInterrupt from None
+                raise
+
     def pareto(self, x: str, y: str, where: str = "") -> Rows:
         """Points that no other point beats in both figures: ``store.pareto("size_factor", "tokens_per_s", "gpu=h100-sxm,context=32K")``.
 
@@ -75,7 +87,7 @@ class Store:
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
         """Your own SQL, read-only; the view ``points`` spells every name of a point out (tables: sweeps/README.md)."""
-        with closing(self._connect()) as db:
+        with self._reading() as db:
             cursor = db.execute(sql, tuple(parameters))
             columns = [d[0] for d in cursor.description or ()]
             return Rows(columns, cursor.fetchall())
@@ -103,7 +115,7 @@ class Store:
         written = 0
         part = f"{os.fspath(path)}.{uuid.uuid4().hex}.part"
         try:
-            with closing(self._connect()) as db:
+            with self._reading() as db:
                 types = {"integer": pa.int64(), "real": pa.float64(), "text": pa.string()}
                 columns = _column_types(db, sql)
                 schema = pa.schema([pa.field(name, types[kind]) for name, kind in columns])

@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <bit>
+
 #include "answers/record.hpp"
 #include "core/io/safetensors.hpp"
 #include "python/native/convert.hpp"
@@ -20,34 +22,39 @@ std::string spell(const py::array& a) {
   return cat("[", text, "]");
 }
 
-/// Whether a View can be laid over the array: float32, innermost axis dense, outer strides that are multiples of inner ones.
+/// Whether a View can be laid over the array: float32, innermost axis dense, other axes at any stride that does not go back.
 bool viewable(const py::array& a, int rank) {
   if (!py::isinstance<py::array_t<float>>(a) || a.ndim() != rank || a.size() == 0) return false;
   if (reinterpret_cast<std::uintptr_t>(a.data()) % alignof(float) != 0) return false;
-  py::ssize_t inner = 1;
-  for (int axis = rank - 1; axis >= 0; --axis) {
+  for (int axis = 0; axis < rank; ++axis) {
+    if (a.shape(axis) == 1) continue;
     const py::ssize_t bytes = a.strides(axis);
-    const bool single = a.shape(axis) == 1;
-    if (!single && (bytes <= 0 || bytes % static_cast<py::ssize_t>(sizeof(float)) != 0)) return false;
-    const py::ssize_t dense = axis == rank - 1 ? 1 : inner * a.shape(axis + 1);
-    const py::ssize_t stride = single ? dense : bytes / static_cast<py::ssize_t>(sizeof(float));
-    if (axis == rank - 1 ? stride != 1 : stride % inner != 0 || stride < dense) return false;
-    inner = stride;
+    if (bytes < 0 || bytes % static_cast<py::ssize_t>(sizeof(float)) != 0) return false;
+    if (axis == rank - 1 && bytes != static_cast<py::ssize_t>(sizeof(float))) return false;
   }
   return true;
 }
 
-/// A view over `a` as it lies. A View has dense strides or is a slice of one that has: axes are widened to the stride, then cut.
+/// The members of a View in their order. Methods read their inputs by the stride of each axis; core itself makes dense views and
+/// slices of them alone, arrays of Python have the strides that their transposes gave them.
+struct Strided {
+  const float* data;
+  int rank;
+  std::array<std::int64_t, View<const float>::kMaxRank> dims, strides;
+};
+
+/// A view over `a` as it lies.
 View<const float> view_of(const py::array& a, int rank, const char* name) {
   if (!viewable(a, rank)) throw InvalidArgument(cat(name, " has shape ", spell(a), ", must be float32 with ", rank, " axes and a dense innermost axis"));
-  const auto* data = static_cast<const float*>(a.data());
-  const auto stride = [&](int axis) { return static_cast<std::int64_t>(a.strides(axis)) / static_cast<std::int64_t>(sizeof(float)); };
-  const auto dim = [&](int axis) { return static_cast<std::int64_t>(a.shape(axis)); };
-  if (rank == 1) return {data, {dim(0)}};
-  const std::int64_t width = dim(rank - 2) == 1 ? dim(rank - 1) : stride(rank - 2);
-  if (rank == 2) return View<const float>(data, {dim(0), width}).slice(1, 0, dim(1));
-  const std::int64_t rows = dim(0) == 1 ? dim(1) : stride(0) / width;
-  return View<const float>(data, {dim(0), rows, width}).slice(2, 0, dim(2)).slice(1, 0, dim(1));
+  Strided raw{.data = static_cast<const float*>(a.data()), .rank = rank, .dims = {}, .strides = {}};
+  for (int axis = 0; axis < rank; ++axis) {
+    const auto at = static_cast<std::size_t>(axis);
+    raw.dims[at] = a.shape(axis);
+    raw.strides[at] = axis == rank - 1 ? 1 : static_cast<std::int64_t>(a.strides(axis)) / static_cast<std::int64_t>(sizeof(float));
+  }
+  const auto view = std::bit_cast<View<const float>>(raw);
+  KV_ASSERT(view.data() == raw.data && view.rank() == rank && view.dim(0) == raw.dims[0] && view.stride(0) == raw.strides[0], "a view is laid out as its members are listed here");
+  return view;
 }
 
 struct ShapeHandle {
@@ -104,23 +111,27 @@ class CacheHandle {
     if (sinks) step.sinks = view_of(*sinks, 1, "sinks");
     py::array_t<float> out({static_cast<py::ssize_t>(c.q_heads), q.shape(1), static_cast<py::ssize_t>(c.v_dim)});
     const View<float> result(out.mutable_data(), {c.q_heads, static_cast<std::int64_t>(q.shape(1)), c.v_dim});
-    py::gil_scoped_release free;
-    cache_->forward(layer, step, result);
+    const auto work = [&] { whole().forward(layer, step, result); };
+    if (q.shape(1) > 1) {
+      long_work(work);
+    } else {
+      py::gil_scoped_release free;
+      work();
+    }
     return out;
   }
 
   void end_prefill() {
-    py::gil_scoped_release free;
-    cache_->end_prefill();
+    long_work([&] { whole().end_prefill(); });
   }
   void crop(std::int64_t length) {
     py::gil_scoped_release free;
-    cache_->crop(Tokens(length));
+    whole().crop(Tokens(length));
   }
   std::int64_t kept(int layer, int kv_head) const {
     const LayerClass& c = shape_.class_of(layer);
     if (kv_head < 0 || kv_head >= c.kv_heads) throw InvalidArgument(cat("kv_head is ", kv_head, ", must be from 0 to ", c.kv_heads - 1));
-    return cache_->kept(layer, kv_head).value;
+    return whole().kept(layer, kv_head).value;
   }
 
   /// name -> (bytes, component, side, scope)
@@ -128,7 +139,7 @@ class CacheHandle {
     std::vector<NamedBuffer> all;
     {
       py::gil_scoped_release free;
-      all = cache_->buffers();
+      all = whole().buffers();
     }
     py::dict out;
     for (NamedBuffer& b : all) {
@@ -148,21 +159,43 @@ class CacheHandle {
     }
     py::gil_scoped_release free;
     cache_->load(all);
+    half_done_ = false;
   }
 
-  py::object ledger() const { return to_python(answers::ledger_rows(count_ledger(cache_->buffers()), "counted")); }
+  py::object ledger() const { return to_python(answers::ledger_rows(count_ledger(whole().buffers()), "counted")); }
 
   py::dict content_counts() const {
     py::dict out;
-    for (const ContentCounts::Count& c : cache_->content_counts().counts) out[py::str(std::string(c.name))] = c.value;
+    for (const ContentCounts::Count& c : whole().content_counts().counts) out[py::str(std::string(c.name))] = c.value;
     return out;
   }
 
  private:
+  KvCache& whole() const {
+    if (half_done_) throw InvalidArgument("the cache was interrupted in the middle of its work, must be opened anew or loaded from saved buffers");
+    return *cache_;
+  }
+
+  /// Work that Ctrl-C ends between two rows; what the cache then holds is of no use.
+  template <class Work>
+  void long_work(const Work& work) {
+    std::atomic<bool> stop{false};
+    try {
+      until_stopped(stop, [&] {
+        const Interruptible lent(&stop);
+        work();
+      });
+    } catch (...) {
+      half_done_ = half_done_ || stop.load();
+      throw;
+    }
+  }
+
   Recipe recipe_;
   CacheShape shape_;
   TensorMap trained_;
   std::unique_ptr<KvCache> cache_;
+  bool half_done_ = false;
 };
 
 }  // namespace

@@ -4,10 +4,13 @@
 #include <pybind11/pybind11.h>
 
 #include <atomic>
-#include <chrono>
-#include <exception>
-#include <future>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <type_traits>
+#include <utility>
+
+#include "core/interruption.hpp"
 
 namespace kvatlas::python {
 
@@ -35,31 +38,30 @@ py::object to_python(const Json& j) {
   }
 }
 
-/// Runs `work` on another thread with the interpreter free; Ctrl-C sets `stop`, waits for `work` to notice it, and is raised.
-/// Work that ends by throwing because of `stop` is answered by KeyboardInterrupt, not by what it threw.
+/// Runs `work` on another thread with the interpreter free; Ctrl-C sets `stop`, waits for `work` to end, and is raised in place of
+/// what `work` returned or threw.
+void run_until_stopped(std::atomic<bool>& stop, const std::function<void()>& work);
+
 template <class Work>
-auto interruptible(std::atomic<bool>& stop, Work&& work) {
+auto until_stopped(std::atomic<bool>& stop, const Work& work) {
   using Result = decltype(work());
-  std::future<Result> done = std::async(std::launch::async, std::forward<Work>(work));
-  bool interrupted = false;
-  for (;;) {
-    {
-      py::gil_scoped_release free;
-      if (done.wait_for(std::chrono::milliseconds(20)) == std::future_status::ready) break;
-    }
-    if (!interrupted && PyErr_CheckSignals() != 0) {
-      interrupted = true;
-      stop.store(true);
-    }
+  if constexpr (std::is_void_v<Result>) {
+    run_until_stopped(stop, work);
+  } else {
+    std::optional<Result> result;
+    run_until_stopped(stop, [&] { result.emplace(work()); });
+    return std::move(*result);
   }
-  if (!interrupted) return done.get();
-  py::error_already_set raised;  // takes the KeyboardInterrupt that a handler has set
-  try {
-    py::gil_scoped_release free;
-    done.get();
-  } catch (...) {
-  }
-  throw raised;
+}
+
+/// The same for work that knows no flag: it ends at its next interruption_point() and leaves half done what it was changing.
+template <class Work>
+auto interruptible(const Work& work) {
+  std::atomic<bool> stop{false};
+  return until_stopped(stop, [&] {
+    const Interruptible lent(&stop);
+    return work();
+  });
 }
 
 void bind_catalogue(py::module_& m);

@@ -1,6 +1,8 @@
 // The extension module kvatlas._native: bindings, and the one place where C++ errors become Python exceptions.
 #include <pybind11/pybind11.h>
 
+#include <chrono>
+#include <future>
 #include <string>
 
 #include "core/errors.hpp"
@@ -39,6 +41,29 @@ void require_numpy_1() {}
 #endif
 
 }  // namespace
+
+void kvatlas::python::run_until_stopped(std::atomic<bool>& stop, const std::function<void()>& work) {
+  std::future<void> done = std::async(std::launch::async, work);
+  bool interrupted = false;
+  for (;;) {
+    {
+      py::gil_scoped_release free;
+      if (done.wait_for(std::chrono::milliseconds(20)) == std::future_status::ready) break;
+    }
+    if (!interrupted && PyErr_CheckSignals() != 0) {
+      interrupted = true;
+      stop.store(true);
+    }
+  }
+  if (!interrupted) return done.get();
+  py::error_already_set raised;  // takes the KeyboardInterrupt that a handler has set
+  try {
+    py::gil_scoped_release free;
+    done.get();
+  } catch (...) {
+  }
+  throw raised;
+}
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "The C++ half of kvatlas; use the package kvatlas.";

@@ -196,7 +196,7 @@ py::dict steps(const Handles& evaluators, const Column<std::int32_t>& which, con
     evidence[i] = static_cast<std::uint8_t>(f.evidence);
     fits[i] = f.fits ? 1 : 0;
   };
-  interruptible(stop, [&] {
+  until_stopped(stop, [&] {
     in_stretches(which.size(), threads, stop, [&](std::int64_t first, std::int64_t last) {
       for (std::int64_t i = first; i < last; ++i) one(i);
     });
@@ -213,7 +213,7 @@ py::dict step_ratios(const Handles& evaluators, const Column<std::int32_t>& whic
   const std::int32_t* w = which.data();
   const std::int64_t *c = context.data(), *b = batch.data();
   std::atomic<bool> stop{false};
-  interruptible(stop, [&] {
+  until_stopped(stop, [&] {
     in_stretches(which.size(), threads, stop, [&](std::int64_t first, std::int64_t last) {
       for (std::int64_t i = first; i < last; ++i) {
         if (w[i] < 0) {
@@ -285,7 +285,7 @@ py::tuple workloads(const Handles& evaluators, const Column<std::int32_t>& which
     speedup[i] = f.requests_per_s / full.requests_per_s;
     if (f.step_s > 0 && full.step_s > 0) decode[i] = (static_cast<double>(f.concurrency) / f.step_s) / (static_cast<double>(full.concurrency) / full.step_s);
   };
-  interruptible(stop, [&] {
+  until_stopped(stop, [&] {
     in_stretches(which.size(), threads, stop, [&](std::int64_t first, std::int64_t last) {
       for (std::int64_t i = first; i < last && !stop.load(); ++i) one(i);
     });
@@ -310,11 +310,7 @@ py::object breakeven(const DeploymentHandle& h, const std::string& against, std:
   answers::Warnings warnings;
   warnings.add_model(*h.model);
   warnings.add_budgets(q.deployment.recipe, q.context);
-  sim::Breakeven b;
-  {
-    py::gil_scoped_release free;
-    b = sim::breakeven(q);
-  }
+  const sim::Breakeven b = interruptible([&q] { return sim::breakeven(q); });
   answers::Json document = answers::to_json(b, q);
   document["warnings"] = warnings.sentences();
   return to_python(document);
@@ -332,8 +328,7 @@ py::object recommend(const DeploymentHandle& h, const sim::Workload& w, const st
   r.quality_evidence = sweep::parse_grades(evidence);
   r.deployable = deployable;
   r.evidence = sweep::known_quality(db);
-  std::atomic<bool> stop{false};
-  const sweep::RecommendReport report = interruptible(stop, [&r] { return sweep::recommend(r); });
+  const sweep::RecommendReport report = interruptible([&r] { return sweep::recommend(r); });
   answers::Json document = sweep::to_json(report);
   document["question"] = {{"model", h.model->slug}, {"gpu", sim::canonical(r.deployment.gpu)}, {"weights", sim::name_of(r.deployment.weights)}, {"workload", answers::Json(sweep::to_json(w))}};
   return to_python(document);
@@ -348,8 +343,7 @@ py::object serve(const DeploymentHandle& h, const sim::Slo& slo, const py::dict&
   sim::StreamRecipe recipe{.requests = requests > 0 ? requests : 1000, .prompt = Tokens(option("prompt", std::int64_t{0})), .output = Tokens(option("output", std::int64_t{0})),
                            .spread = option("spread", 0.0), .prefix_hit = option("prefix_hit", 0.0), .turns = option("turns", 1), .rate = option("rate", 0.0),
                            .users = option("concurrency", 0), .warm = option("warm", false), .seed = option("seed", std::uint64_t{1})};
-  std::atomic<bool> stop{false};
-  const sim::ServingReport report = interruptible(stop, [&] {
+  const sim::ServingReport report = interruptible([&] {
     const sim::Stream stream = trace.empty() ? sim::make_stream(recipe) : sim::read_trace(trace, speed, requests);
     return sim::serve(setup, stream);
   });

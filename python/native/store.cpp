@@ -36,7 +36,7 @@ py::object sweep_spec(const std::string& text, const std::string& origin, const 
       state["eta_s"] = p.eta_s < 0 ? py::object(py::none()) : py::object(py::float_(p.eta_s));
       progress(state);
     };
-  const auto report = interruptible(stop, [&] { return sweep::run_sweep(sweep::parse_spec(text, origin, folder), db, options); });
+  const auto report = until_stopped(stop, [&] { return sweep::run_sweep(sweep::parse_spec(text, origin, folder), db, options); });
   return to_python(sweep::to_json(report, db));
 }
 
@@ -76,47 +76,25 @@ void bind_store(py::module_& m) {
   m.def("chunk_keys", &chunk_keys);
   m.def("code_version", [] { return std::string(sweep::code_version()); });
   m.def("merge", [](const std::string& out, const std::vector<std::string>& inputs, bool force) {
-    sweep::MergeReport report;
-    {
-      py::gil_scoped_release free;
-      report = sweep::merge_stores(out, paths(inputs), force);
-    }
-    return to_python(sweep::to_json(report));
+    return to_python(sweep::to_json(interruptible([&] { return sweep::merge_stores(out, paths(inputs), force); })));
   });
   m.def("import_kinds", [] { return std::vector<std::string>(sweep::import_kinds().begin(), sweep::import_kinds().end()); });
   m.def("import_results", [](const std::string& kind, const std::string& file, const std::optional<std::string>& db, const std::optional<std::string>& model,
                              const std::optional<std::string>& gpu, const std::optional<std::string>& method) {
-    sweep::ImportReport report;
-    {
-      py::gil_scoped_release free;
-      report = sweep::read_results(kind, file, {.model = model, .gpu = gpu, .method = method});
+    return to_python(sweep::to_json(interruptible([&] {
+      const sweep::ImportReport report = sweep::read_results(kind, file, {.model = model, .gpu = gpu, .method = method});
       if (db) sweep::store_results(*db, report);
-    }
-    return to_python(sweep::to_json(report));
+      return report;
+    })));
   });
   m.def("diff", [](const std::string& a, const std::string& b, double threshold) {
-    sweep::DiffReport report;
-    {
-      py::gil_scoped_release free;
-      report = sweep::diff_stores(a, b, threshold);
-    }
-    return to_python(sweep::to_json(report));
+    return to_python(sweep::to_json(interruptible([&] { return sweep::diff_stores(a, b, threshold); })));
   });
   m.def("pareto", [](const std::string& db, const std::string& x, const std::string& y, const std::string& where) {
-    std::vector<nlohmann::json> rows;
-    {
-      py::gil_scoped_release free;
-      rows = sweep::pareto(db, {.x = x, .y = y, .where = where});
-    }
-    return list_of(rows);
+    return list_of(interruptible([&] { return sweep::pareto(db, {.x = x, .y = y, .where = where}); }));
   });
   m.def("select_points", [](const std::string& db, const std::string& where, std::int64_t limit) {
-    std::vector<nlohmann::json> rows;
-    {
-      py::gil_scoped_release free;
-      rows = sweep::select_points(db, where, limit);
-    }
-    return list_of(rows);
+    return list_of(interruptible([&] { return sweep::select_points(db, where, limit); }));
   });
 }
 

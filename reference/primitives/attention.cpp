@@ -6,6 +6,7 @@
 
 #include "core/arith.hpp"
 #include "core/errors.hpp"
+#include "core/interruption.hpp"
 #include "core/span_rule.hpp"
 
 namespace kvatlas {
@@ -70,6 +71,7 @@ SoftmaxPart softmax_part(std::span<const float> x, View<const float> v) {
   const std::int64_t n = static_cast<std::int64_t>(x.size());
   SoftmaxPart total{.max = -num::infinity(), .sum = 0, .acc = std::vector<float>(static_cast<std::size_t>(v.dim(1)), 0.0F)};
   if (n == 0) return total;
+  interruption_point();  // a long prompt is many rows of these
   const std::int64_t length = span_length(n);
   std::vector<float> lanes(static_cast<std::size_t>(kLanes * v.dim(1)));
   SoftmaxPart part;

@@ -6,6 +6,7 @@
 #include <fmt/core.h>
 
 #include "core/errors.hpp"
+#include "core/interruption.hpp"
 #include "simulator/constants.hpp"
 
 namespace kvatlas::sim {
@@ -69,6 +70,7 @@ class Run {
     if (stream_.users > 0)
       for (std::int32_t u = 0; u < stream_.users && next_open_ < opens_.size(); ++u) due_.push({0.0, opens_[next_open_++], -1});
     for (;;) {
+      interruption_point();
       // Of equal times arrivals come first, so that the next pass knows them.
       int next = 0;
       double end = replicas_[0].end_s();

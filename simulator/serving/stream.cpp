@@ -3,6 +3,7 @@
 
 #include "core/arith64.hpp"
 #include "core/errors.hpp"
+#include "core/interruption.hpp"
 #include "core/philox.hpp"
 #include "simulator/serving/request.hpp"
 
@@ -51,6 +52,7 @@ Stream make_stream(const StreamRecipe& r) {
   std::int32_t past = 0;
   std::uint32_t chain = 0;  // first segment of the conversation
   for (std::int64_t i = 0; i < r.requests; ++i) {
+    interruption_point();
     Request& q = s.requests[static_cast<std::size_t>(i)];
     const bool opens = i % r.turns == 0;
     if (opens) {

@@ -1,10 +1,17 @@
 """The references on arrays: values, bytes, saving and loading, and memory that is read where it lies."""
+import json
+import os
+import pathlib
+import signal
+import threading
+
 import kvatlas
 import numpy as np
 import pytest
 from kvatlas import _native
 from kvatlas.arrays import bf16_to_f32, f32_to_bf16, to_f32
 
+VECTORS = pathlib.Path(__file__).parents[1] / "vectors"
 SHAPE = dict(layers=2, q_heads=4, kv_heads=2, head_dim=64)
 
 
@@ -40,7 +47,32 @@ def test_float32_is_read_where_it_lies():
     sliced = base[..., 32:96]
     assert _native.view_address(sliced) == base.__array_interface__["data"][0] + 32 * 4
     assert _native.view_strides(sliced) == [1280, 128, 1]
-    assert to_f32("q", base.transpose(1, 0, 2)) is not base and not _native.viewable(base[:, :, ::2])
+    for view, strides in ((base.transpose(1, 0, 2), [128, 1280, 1]), (np.broadcast_to(base[:1], (4, 10, 128)), [0, 128, 1]), (base[::2, ::3], [2560, 384, 1])):
+        assert to_f32("q", view) is view and _native.view_strides(view) == strides
+        assert _native.view_address(view) == base.__array_interface__["data"][0]
+    for view in (base[:, :, ::2], base.transpose(0, 2, 1), base[::-1]):
+        assert not _native.viewable(view) and np.array_equal(to_f32("q", view), view)
+
+
+@pytest.mark.parametrize("method", sorted(p.parts[-3] for p in VECTORS.glob("*/case0/case.json") if json.loads(p.read_text())["kind"] == "cache"))
+def test_every_method_reads_inputs_by_their_strides(method):
+    case = kvatlas.case(method, VECTORS / method / "case0")
+    # [tokens, heads, dim] as a model makes it, seen as [heads, tokens, dim], with other values between.
+    spread = {n: np.full((a.shape[0], a.shape[2], 2 * a.shape[1], a.shape[3] + 3), np.nan, np.float32) for n, a in case.inputs.items()}
+    views = {n: s[:, :, ::2, :-3].transpose(0, 2, 1, 3) for n, s in spread.items()}
+    for n, view in views.items():
+        view[...] = case.inputs[n]
+    cache = kvatlas.Cache(case.method, case.open_shape(), trained=case.trained or None)
+    out = np.empty_like(case.outputs["out"])
+    ends = [*range(case.chunk, case.prompt, case.chunk), case.prompt, *range(case.prompt + 1, case.prompt + case.decode + 1)]
+    for first, end in zip([0, *ends], ends):
+        for layer in range(case.shape["layers"]):
+            q, k, v = (views[n][layer][:, first:end] for n in "qkv")
+            assert to_f32("q", q) is q
+            out[layer][:, first:end] = cache.forward(layer, q, k, v)
+        if end == case.prompt:
+            cache.end_prefill()
+    assert kvatlas.check(method, {"out": out, "end": cache.buffers()}, case=case)
 
 
 def test_dlpack_is_read_where_it_lies():
@@ -59,6 +91,8 @@ def test_dlpack_is_read_where_it_lies():
     assert taken.__array_interface__["data"][0] == array.__array_interface__["data"][0] and np.array_equal(taken, array)
     half = to_f32("q", Foreign(array.astype(np.float16)))
     assert half.dtype == np.float32 and np.array_equal(half, array)
+    out = filled("full").forward(0, *tokens(1), [96])
+    assert np.from_dlpack(out).__array_interface__["data"][0] == out.__array_interface__["data"][0]
 
 
 def test_torch_tensors_need_no_copy():
@@ -149,6 +183,23 @@ def test_a_refused_step_changes_nothing():
     with pytest.raises(ValueError, match="int64|float32"):
         cache.forward(0, *(np.zeros(x.shape, np.int64) for x in tokens(1)), [96])
     assert all(np.array_equal(before[n], b) for n, b in cache.buffers().items())
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals reach the main thread")
+def test_ctrl_c_ends_a_long_prompt_and_the_cache_says_so():
+    cache = filled("full")
+    saved = cache.buffers()
+    x = tokens(30_000)  # minutes
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        cache.forward(0, *x)
+    timer.join()
+    for call in (cache.buffers, cache.ledger, cache.end_prefill, lambda: cache.crop(3), lambda: cache.forward(0, *tokens(1), [96])):
+        with pytest.raises(ValueError, match="the cache was interrupted in the middle of its work, must be opened anew or loaded from saved buffers"):
+            call()
+    cache.load(saved)
+    assert np.array_equal(cache.forward(0, *tokens(1), [96]), filled("full").forward(0, *tokens(1), [96]))
 
 
 def test_what_a_cache_refuses_is_said():

@@ -181,3 +181,17 @@ def test_ctrl_c_ends_a_long_call():
     with pytest.raises(KeyboardInterrupt):
         kvatlas.simulate("llama-3.1-8b", "h100-sxm", "kivi", context=context, batch=8)
     timer.join()
+
+
+@pytest.mark.parametrize("call", [
+    lambda: kvatlas.serve("llama-3.1-8b", "h100-sxm", prompt=1024, output=64, rate=4.0, requests=20_000_000),
+    lambda: [kvatlas.recommend("llama-3.1-8b", "rtx-4090", prompt="32K", output=512) for _ in range(100)],
+    lambda: [kvatlas.breakeven("llama-3.1-8b", "a100", "kivi:bits=2", batch=8, output=64) for _ in range(10_000)],
+], ids=["serve", "recommend", "breakeven"])
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals reach the main thread")
+def test_ctrl_c_ends_questions_that_simulate(call):
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    timer.join()

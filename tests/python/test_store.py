@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sqlite3
+import threading
 import time
 
 import kvatlas
@@ -194,6 +195,16 @@ def test_fronts_conditions_and_sql(store):
     with pytest.raises(ValueError, match="did you mean"):
         s.pareto("size_facter", "tokens_per_s")
     assert kvatlas.diff(store, store)["changed_count"] == 0
+
+
+def test_ctrl_c_ends_a_query(store):
+    s = kvatlas.open_store(store)
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        s.query("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n")
+    timer.join()
+    assert len(s.query("SELECT 1 AS one")) == 1
 
 
 def test_parquet(store, tmp_path):

@@ -56,6 +56,13 @@ TEST_CASE("a cache is judged to forget at the context that is asked for, as reco
   REQUIRE(forgets(window, Tokens(4012)));
   REQUIRE_FALSE(forgets(window, Tokens(2048)));
   REQUIRE_FALSE(forgets(Recipe::parse("full").bind(shape), Tokens(4012)));
+  // This one fills up and is compressed by turns: at 33280 tokens it holds a little, at twice as many much.
+  for (const char* recipe : {"freqkv", "freqkv:capacity=2048", "freqkv:capacity=8192", "freqkv:ratio=0.25"})
+    for (const std::int64_t context : {33280, 65536}) REQUIRE(forgets(Recipe::parse(recipe).bind(shape), Tokens(context)));
+  for (const char* recipe : {"commvq", "turboquant", "cachegen", "quest", "kivi:bits=2"}) REQUIRE_FALSE(forgets(Recipe::parse(recipe).bind(shape), Tokens(33280)));
+  // Of layers whose own window is full a plain cache keeps no more either.
+  const CacheShape& windows = models::find_model("gemma-3-270m").cache;
+  for (const char* recipe : {"full", "fp8_kv"}) REQUIRE_FALSE(forgets(Recipe::parse(recipe).bind(windows), Tokens(4096)));
 }
 
 TEST_CASE("a sweep keeps what the cache of every recipe consists of", "[unit]") {
