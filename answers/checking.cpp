@@ -170,17 +170,26 @@ struct Comparison {
     found.differences.push_back(std::move(d));
   }
 
+  void whole_tensors(const char* stage) {
+    for (const auto& [name, want] : of.outputs) {
+      const auto mine = given.tensors.find(name);
+      if (mine == given.tensors.end()) found.not_given.push_back(name);
+      else if (mine->second.dims != want.dims) found.differences.push_back(wrong_shape(stage, name, want, mine->second.dims, want.dims));
+      else found.differences.push_back(compare_floats(stage, name, want.values, patterns_of(mine->second, name), want.dims));
+    }
+  }
+
   Check run() {
     if (of.kind == VectorKind::conversion) {
-      for (const auto& [name, want] : of.outputs) {
-        const auto mine = given.tensors.find(name);
-        if (mine == given.tensors.end()) found.not_given.push_back(name);
-        else if (mine->second.dims != want.dims) found.differences.push_back(wrong_shape("weights", name, want, mine->second.dims, want.dims));
-        else found.differences.push_back(compare_floats("weights", name, want.values, patterns_of(mine->second, name), want.dims));
-      }
+      whole_tensors("weights");
       return std::move(found);
     }
     buffers(0);
+    if (of.kind == VectorKind::speculation) {
+      whole_tensors("verifying");
+      buffers(1);
+      return std::move(found);
+    }
     const std::int64_t all = of.outputs.at("out").dims[2];
     const auto out = given.tensors.find("out"), decode = given.tensors.find("decode");
     if (out != given.tensors.end()) {
@@ -195,7 +204,7 @@ struct Comparison {
 };
 
 std::vector<std::string> names_of_tensors(const VectorCase& c) {
-  if (c.kind != VectorKind::conversion) return {"out", "decode"};
+  if (c.kind == VectorKind::cache || c.kind == VectorKind::group) return {"out", "decode"};
   std::vector<std::string> names;
   for (const auto& [name, tensor] : c.outputs) names.push_back(name);
   return names;

@@ -46,6 +46,11 @@ const char* order_of(VectorKind kind) {
     case VectorKind::group:
       return "sequence 0 takes the prompt; sequence 1 forks from it; stage prompt; then both go on together, token by token: sequence 0 with tokens prompt + i, "
              "sequence 1 with tokens prompt + decode + i, both at position prompt + i; stage end. Inputs are before RoPE and are first rounded to dtype.";
+    case VectorKind::speculation:
+      return "the target is a table: token t asks, stores and says rows t of q, k and v (before RoPE, first rounded to dtype) at its position; its logits are products of the last layer's "
+             "output, heads behind one another, with the rows of head; of equal logits the lowest token. All tokens of text but the last go in at once; stage prompt; then `decode` rounds: the "
+             "draft is a tree of 3 levels, on each both guesses draft[t] for the token t before, of which the first is continued; the step is verified as the method says, greedily; "
+             "emitted has its tokens, then -1; stage end. fed has token and position of every row in the order in which rows went in, out what attention made of it.";
     case VectorKind::conversion: break;
   }
   return "weights of one attention layer in, converted weights out";
@@ -100,10 +105,15 @@ void require_tensors(const TensorMap& found, const Dims& wanted, const char* lis
     if (!wanted.contains(name)) throw IoError(cat(where, ": ", list, " has ", name, ", which a case of this method does not have"));
 }
 
+void require_stages(const VectorCase& c, const std::string& where) {
+  if (c.stages.size() != 2 || c.stages[0].name != "prompt" || c.stages[1].name != "end") throw IoError(cat(where, ": stages must be prompt and end, in this order"));
+}
+
 /// What the method and the kind of a case demand of its numbers and arrays, so that the reference can run on them.
 void require_consistent(const VectorCase& c, const std::string& where) {
   const Method& m = *c.choice.method;
-  if ((c.kind == VectorKind::cache && m.open == nullptr) || (c.kind == VectorKind::group && m.open_group == nullptr) || (c.kind == VectorKind::conversion && m.convert == nullptr))
+  if ((c.kind == VectorKind::cache && m.open == nullptr) || (c.kind == VectorKind::group && m.open_group == nullptr) || (c.kind == VectorKind::conversion && m.convert == nullptr) ||
+      (c.kind == VectorKind::speculation && m.speculate == nullptr))
     throw IoError(cat(where, ": kind is \"", name_of(c.kind), "\", which ", m.slug, " does not have"));
   const auto sentence = why_not(c.shape);
   if (sentence) throw IoError(cat(where, ": shape: ", *sentence));
@@ -122,12 +132,25 @@ void require_consistent(const VectorCase& c, const std::string& where) {
     if (!c.stages.empty()) throw IoError(cat(where, ": stages has ", c.stages.size(), ", must have none: a conversion has no buffers"));
     return;
   }
+  if (c.kind == VectorKind::speculation) {
+    const auto table = c.inputs.find("head");
+    const std::int64_t words = table == c.inputs.end() || table->second.dims.empty() ? 0 : table->second.dims[0];
+    require_tensors(c.inputs, {{"q", {layers, lc.q_heads, words, lc.k_dim}}, {"k", {layers, lc.kv_heads, words, lc.k_dim}}, {"v", {layers, lc.kv_heads, words, lc.v_dim}},
+                               {"head", {words, std::int64_t{lc.q_heads} * lc.v_dim}}, {"text", {c.prompt}}, {"draft", {words, 2}}}, "inputs", where);
+    for (const char* name : {"text", "draft"})
+      for (const float t : c.inputs.at(name).values)
+        if (!(t >= 0 && t < static_cast<float>(words)) || t != static_cast<float>(static_cast<std::int64_t>(t))) throw IoError(cat(where, ": ", name, " holds ", t, ", must hold tokens from 0 to ", words - 1));
+    for (const char* name : {"out", "fed", "emitted"})
+      if (!c.outputs.contains(name)) throw IoError(cat(where, ": outputs lacks ", name));
+    require_stages(c, where);
+    return;
+  }
   require_tensors(c.inputs, {{"q", {layers, lc.q_heads, tokens, lc.k_dim}}, {"k", {layers, lc.kv_heads, tokens, lc.k_dim}}, {"v", {layers, lc.kv_heads, tokens, lc.v_dim}}}, "inputs", where);
   require_tensors(c.outputs, {{"out", {layers, lc.q_heads, tokens, lc.v_dim}}}, "outputs", where);
   Dims trained;
   for (const auto& [name, tensor] : scenarios::trained_inputs(m, c.choice.row, c.shape, c.prompt, 0)) trained[name] = tensor.dims;
   require_tensors(c.trained, trained, "trained", where);
-  if (c.stages.size() != 2 || c.stages[0].name != "prompt" || c.stages[1].name != "end") throw IoError(cat(where, ": stages must be prompt and end, in this order"));
+  require_stages(c, where);
 }
 
 std::vector<std::byte> checked(const io::RawTensor& raw, const Json& row, const std::string& path) {
@@ -205,7 +228,7 @@ VectorCase read_case(const fs::path& folder) {
   const Json j = Json::parse(reinterpret_cast<const char*>(bytes.data()), reinterpret_cast<const char*>(bytes.data()) + bytes.size(), nullptr, false);
   if (j.is_discarded() || !j.is_object() || !j.contains("format") || j["format"] != kFormat) throw IoError(cat(path, ": not a case of vectors, must be JSON whose format is \"", kFormat, "\""));
   VectorCase c{.name = at<std::string>(j, "case", path), .kind = VectorKind::cache, .choice = {}, .shape = {}, .inputs = {}, .trained = {}, .outputs = {}, .stages = {}};
-  c.kind = static_cast<VectorKind>(one_of(j, "kind", {"cache", "group", "conversion"}, path));
+  c.kind = static_cast<VectorKind>(one_of(j, "kind", {"cache", "group", "conversion", "speculation"}, path));
   try {
     c.choice = parse_choice(at<std::string>(j, "method", path));
   } catch (const InvalidArgument& e) {

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
+#include "core/arith.hpp"
 #include "core/errors.hpp"
 #include "reference/compose/scenario.hpp"
 #include "reference/compose/trained_inputs.hpp"
@@ -20,6 +22,7 @@ constexpr std::int64_t kCaseBytes = 12288;  // of all tokens, about
 constexpr std::int64_t kStateBytes = 20480;
 constexpr std::int64_t kDecode = 3;
 constexpr int kAttempts = 400;
+constexpr int kDraftDepth = 3;
 
 View<const float> layer_of(const NamedTensor& t, int layer, std::int64_t first, std::int64_t n) {
   return View<const float>(t.values.data(), {t.dims[0], t.dims[1], t.dims[2], t.dims[3]})[layer].slice(1, first, n);
@@ -116,9 +119,110 @@ void run_group(VectorCase& c) {
   c.outputs = {{"out", std::move(out)}};
 }
 
+/// What speculation runs and how far it came. The target is a table: what token t asks and stores does not depend on its place, but for
+/// the rotation; its logits are products of the last layer's output with the rows of `head`.
+class TableModel {
+ public:
+  explicit TableModel(const VectorCase& c) : c_(c), lc_(c.shape.classes.front()), head_(c.inputs.at("head")), rows_(static_cast<std::size_t>(lc_.count())) {}
+
+  TargetModel target() {
+    return {.shape = c_.shape, .vocabulary = static_cast<int>(head_.dims[0]),
+            .forward = [this](std::span<const TokenId> tokens, View<const std::int64_t> positions, const AttentionMask& mask, KvCache& cache, View<float> logits) { forward(tokens, positions, mask, cache, logits); }};
+  }
+  /// On every level both guesses for the token before; the next level continues the first.
+  DraftModel draft(int depth) const {
+    return {.propose = [this, depth](std::span<const TokenId> context, int nodes) {
+      const NamedTensor& guesses = c_.inputs.at("draft");
+      DraftTree tree;
+      TokenId before = context.back();
+      int parent = -1;
+      for (int level = 0; level < depth && static_cast<int>(tree.tokens.size()) + 2 <= nodes; ++level) {
+        const float* row = guesses.values.data() + 2 * before;
+        const int first = static_cast<int>(tree.tokens.size());
+        for (int i = 0; i < 2; ++i) {
+          tree.tokens.push_back(static_cast<TokenId>(row[i]));
+          tree.parent.push_back(parent);
+          tree.probability.emplace_back();
+        }
+        before = tree.tokens[static_cast<std::size_t>(first)];
+        parent = first;
+      }
+      return tree;
+    }};
+  }
+  /// Attention outputs of every row that was fed, [layers, q_heads, rows, v_dim]; token and position of each, [rows, 2].
+  NamedTensor out() const {
+    const auto fed = static_cast<std::int64_t>(fed_.size() / 2);
+    NamedTensor all = zeros({lc_.count(), lc_.q_heads, fed, lc_.v_dim});
+    for (int layer = 0; layer < lc_.count(); ++layer) {
+      std::int64_t first = 0;
+      for (const Array& a : rows_[static_cast<std::size_t>(layer)]) {
+        place(a, all, layer, first);
+        first += a.view().dim(1);
+      }
+    }
+    return all;
+  }
+  NamedTensor fed() const { return {.dims = {static_cast<std::int64_t>(fed_.size() / 2), 2}, .values = fed_}; }
+
+ private:
+  void forward(std::span<const TokenId> tokens, View<const std::int64_t> positions, const AttentionMask& mask, KvCache& cache, View<float> logits) {
+    const auto n = static_cast<std::int64_t>(tokens.size());
+    for (std::int64_t i = 0; i < n; ++i) {
+      fed_.push_back(static_cast<float>(tokens[static_cast<std::size_t>(i)]));
+      fed_.push_back(static_cast<float>(positions(i)));
+    }
+    for (int layer = 0; layer < lc_.count(); ++layer) {
+      const auto gather = [&](const char* name) {
+        const NamedTensor& table = c_.inputs.at(name);
+        Array a({table.dims[1], n, table.dims[3]});
+        for (std::int64_t i = 0; i < n; ++i) {
+          const View<const float> of_token = layer_of(table, layer, tokens[static_cast<std::size_t>(i)], 1);
+          for (std::int64_t h = 0; h < table.dims[1]; ++h) std::ranges::copy(of_token.row(h, 0), a.view().row(h, i).begin());
+        }
+        return a;
+      };
+      const Array q = gather("q"), k = gather("k"), v = gather("v");
+      rows_[static_cast<std::size_t>(layer)].emplace_back(Array({lc_.q_heads, n, lc_.v_dim}));
+      cache.forward(layer, {.q = q.view(), .k = k.view(), .v = v.view(), .positions = positions, .mask = mask}, rows_[static_cast<std::size_t>(layer)].back().view());
+    }
+    const View<const float> last = std::as_const(rows_.back().back()).view();
+    std::vector<float> state(static_cast<std::size_t>(head_.dims[1]));
+    for (std::int64_t i = 0; i < n; ++i) {
+      for (std::int64_t h = 0; h < lc_.q_heads; ++h) std::ranges::copy(last.row(h, i), state.begin() + h * lc_.v_dim);
+      num::qk_dot_rows(state.data(), head_.values.data(), head_.dims[1], head_.dims[0], static_cast<int>(head_.dims[1]), logits.row(i).data());
+    }
+  }
+
+  const VectorCase& c_;
+  const LayerClass& lc_;
+  const NamedTensor& head_;
+  std::vector<std::vector<Array>> rows_;  // by layer
+  std::vector<float> fed_;
+};
+
+/// The prompt but for its last token, then `decode` rounds; -1 fills up what a round emits.
+void run_speculation(VectorCase& c) {
+  TableModel model(c);
+  const auto speculator = c.choice.method->speculate(c.choice.row, model.target(), model.draft(kDraftDepth), {});
+  std::vector<TokenId> text;
+  for (const float t : c.inputs.at("text").values) text.push_back(static_cast<TokenId>(t));
+  speculator->start(text);
+  c.stages = {stage("prompt", speculator->cache().buffers())};
+  NamedTensor emitted = zeros({c.decode, kDraftDepth + 1});
+  std::ranges::fill(emitted.values, -1.0F);
+  for (std::int64_t round = 0; round < c.decode; ++round) {
+    const std::vector<TokenId> tokens = speculator->step();
+    for (std::size_t i = 0; i < tokens.size(); ++i) emitted.values[static_cast<std::size_t>(round) * (kDraftDepth + 1) + i] = static_cast<float>(tokens[i]);
+  }
+  c.stages.push_back(stage("end", speculator->cache().buffers()));
+  c.outputs = {{"out", model.out()}, {"fed", model.fed()}, {"emitted", std::move(emitted)}};
+}
+
 void run(VectorCase& c) {
   if (c.kind == VectorKind::cache) return run_cache(c);
   if (c.kind == VectorKind::group) return run_group(c);
+  if (c.kind == VectorKind::speculation) return run_speculation(c);
   c.outputs = c.choice.method->convert(c.choice.row, c.shape, c.inputs).weights;
   c.stages.clear();
 }
@@ -231,10 +335,44 @@ VectorCase conversion_case(const Method& method) {
   return c;
 }
 
+/// The draft guesses what the target said in the run before, the first of which guessed at random, and one other token.
+VectorCase speculation_case(const Method& method) {
+  VectorCase c{.name = "case0", .kind = VectorKind::speculation, .choice = {&method, defaults_of(method.params)},
+               .shape = uniform_shape(1, 2, 1, 16, Dtype::bf16, {.base = 10000.0, .rotary_dim = 16}), .prompt = 30, .chunk = 29, .decode = 8, .inputs = {}, .trained = {}, .outputs = {}, .stages = {}};
+  // A partial cache of the default size would hold thousands of tokens.
+  for (std::size_t i = 0; i < method.params.size(); ++i)
+    for (const auto& [name, value] : {std::pair{"block", 4.0}, std::pair{"sink_blocks", 1.0}, std::pair{"retrieval_blocks", 2.0}, std::pair{"window_blocks", 1.0}, std::pair{"buffer", 6.0},
+                                      std::pair{"tree_size", 6.0}, std::pair{"depth", double{kDraftDepth}}})
+      if (std::string_view(method.params[i].name) == name) c.choice.row[i] = value;
+  if (const auto sentence = why_not(method, c.choice.row, c.shape)) throw Unsupported(*sentence);
+  constexpr std::int64_t kVocabulary = 24;
+  fill_inputs(c, kVocabulary, 11);
+  const LayerClass& lc = c.shape.classes.front();
+  scenarios::Random random(5);
+  NamedTensor head = zeros({kVocabulary, std::int64_t{lc.q_heads} * lc.v_dim}), text = zeros({c.prompt}), draft = zeros({kVocabulary, 2});
+  for (float& x : head.values) x = random.normal();
+  for (float& x : text.values) x = static_cast<float>(random.below(kVocabulary));
+  for (float& x : draft.values) x = static_cast<float>(random.below(kVocabulary));
+  c.inputs["head"] = std::move(head);
+  c.inputs["text"] = std::move(text);
+  c.inputs["draft"] = std::move(draft);
+  run(c);
+  for (int again = 0; again < 3; ++again) {
+    float before = c.inputs["text"].values.back();
+    for (const float next : c.outputs["emitted"].values)
+      if (next >= 0) {
+        c.inputs["draft"].values[2 * static_cast<std::size_t>(before)] = next;
+        before = next;
+      }
+    run(c);
+  }
+  return c;
+}
+
 }  // namespace
 
 const char* name_of(VectorKind kind) {
-  static constexpr const char* kNames[] = {"cache", "group", "conversion"};
+  static constexpr const char* kNames[] = {"cache", "group", "conversion", "speculation"};
   return kNames[static_cast<std::size_t>(kind)];
 }
 
@@ -243,7 +381,8 @@ std::vector<VectorCase> vector_cases(const Method& method, int count) {
   if (method.open != nullptr) return cache_cases(method, count);
   if (method.open_group != nullptr) return {group_case(method)};
   if (method.convert != nullptr) return {conversion_case(method)};
-  throw Unsupported(cat(method.slug, " answers with tokens of a target and a draft model, so it has no vectors of its own"));
+  KV_ASSERT(method.speculate != nullptr, "a method has a face that vectors can show");
+  return {speculation_case(method)};
 }
 
 VectorCase rerun(const VectorCase& from) {

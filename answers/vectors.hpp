@@ -27,8 +27,9 @@ struct VectorStage {
   std::vector<StoredBuffer> buffers;
 };
 
-/// What a case is about: a cache of one sequence; two sequences that share their prefix; a conversion of weights.
-enum class VectorKind : std::uint8_t { cache, group, conversion };
+/// What a case is about: a cache of one sequence; two sequences that share their prefix; a conversion of weights; rounds of drafting and
+/// verifying with a model that is a table.
+enum class VectorKind : std::uint8_t { cache, group, conversion, speculation };
 const char* name_of(VectorKind kind);
 
 struct VectorCase {
@@ -36,15 +37,14 @@ struct VectorCase {
   VectorKind kind = VectorKind::cache;
   MethodChoice choice;
   CacheShape shape;                   // equal layers
-  std::int64_t prompt = 0, chunk = 0, decode = 0;  // of a group: decode tokens of each of the two sequences, behind the prompt
-  TensorMap inputs;                   // q, k [layers, heads, tokens, k_dim] before RoPE, v; of a conversion its weights
+  std::int64_t prompt = 0, chunk = 0, decode = 0;  // of a group: decode tokens of each of the two sequences, behind the prompt; of speculation: rounds
+  TensorMap inputs;                   // q, k [layers, heads, tokens, k_dim] before RoPE, v; of a conversion its weights; of speculation the model's table
   TensorMap trained;                  // trained parts, where the method needs them: random, they say nothing of quality
-  TensorMap outputs;                  // out [layers, q_heads, tokens, v_dim]; of a conversion the converted weights
+  TensorMap outputs;                  // out [layers, q_heads, tokens, v_dim]; of a conversion the converted weights; of speculation emitted and fed as well
   std::vector<VectorStage> stages;
 };
 
 /// The same small cases on every machine.
-/// throws Unsupported for a method whose answer needs models (speculation)
 std::vector<VectorCase> vector_cases(const Method& method, int count);
 
 /// The reference run on the inputs of a case: outputs and stages anew.

@@ -23,6 +23,8 @@ class Case:
     """Inputs of a method, and what the reference makes of them.
 
     method      with the parameters of this case
+    kind        "cache"; "group" (two sequences share their prompt), "conversion" (weights) and "speculation" (a draft and a target model that
+                are tables): what their arrays are stands in ``order``
     inputs      q [layers, q_heads, tokens, k_dim] and k [layers, kv_heads, tokens, k_dim] before RoPE, v [layers, kv_heads, tokens, v_dim];
                 float32, to be rounded to ``dtype`` first
     prompt, chunk, decode    tokens of the prompt, of one piece of it, and tokens that follow one by one; token i is at position i
@@ -254,7 +256,8 @@ def check(method: MethodLike, outputs: Any, case: CaseLike = 0) -> Check:
 
     outputs   the array ``out`` [layers, q_heads, tokens, v_dim], or of the decode steps alone [layers, q_heads, decode, v_dim]; or a
               mapping with any of: "out", "decode" (decode steps alone), "prompt" (mapping buffer name -> bytes after the prompt),
-              "end" (the same at the end); for a conversion of weights, its tensors by name. NumPy, or anything with DLPack
+              "end" (the same at the end); for a conversion of weights, its tensors by name; for speculation any of "out", "fed",
+              "emitted", "prompt", "end". NumPy, or anything with DLPack
     case      number, name, folder written by ``kvatlas vectors``, or a :class:`Case`
     """
     wanted = _find(method, case)
@@ -267,10 +270,11 @@ def check(method: MethodLike, outputs: Any, case: CaseLike = 0) -> Check:
         for name, array in wanted.outputs.items():
             found.append(compare(array, given[name], stage="weights", name=name)) if name in given else missing.append(name)
         return Check(wanted, found, missing)
-    _known(given, {"out", "decode", *wanted.stages})
+    table = wanted.kind == "speculation"
+    _known(given, {*wanted.outputs, *wanted.stages, *(() if table else ("decode",))})
     out = wanted.outputs["out"]
     steps = out.shape[2] - wanted.prompt
-    if "out" in given and "decode" not in given and getattr(given["out"], "shape", None) == (*out.shape[:2], steps, out.shape[3]):
+    if not table and "out" in given and "decode" not in given and getattr(given["out"], "shape", None) == (*out.shape[:2], steps, out.shape[3]):
         given["decode"] = given.pop("out")
 
     def buffers(stage: str) -> None:
@@ -288,7 +292,10 @@ def check(method: MethodLike, outputs: Any, case: CaseLike = 0) -> Check:
                 raise ValueError(f"buffer {name!r} is not part of stage {stage}, must be one of {', '.join(wanted.stages[stage])}")
 
     buffers("prompt")
-    if "out" in given:
+    if table:
+        for name in ("fed", "out", "emitted"):
+            found.append(compare(wanted.outputs[name], given[name], stage="verifying", name=name)) if name in given else missing.append(name)
+    elif "out" in given:
         mine, bf16 = _take(given["out"])
         if mine.shape != out.shape:
             found.append(compare(out, mine, stage="attention", name="out", bf16=bf16))
@@ -298,7 +305,7 @@ def check(method: MethodLike, outputs: Any, case: CaseLike = 0) -> Check:
             found.append(compare(out[:, :, n:], mine[:, :, n:], stage="attention of decoding", name="out", bf16=bf16))
     if "decode" in given:
         found.append(compare(out[:, :, wanted.prompt :], given["decode"], stage="attention of decoding", name="decode"))
-    if "out" not in given and "decode" not in given:
+    if not table and "out" not in given and "decode" not in given:
         missing.append("out")
     buffers("end")
     if not found:

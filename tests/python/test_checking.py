@@ -87,8 +87,20 @@ def test_wrong_outputs_are_said():
         kvatlas.check("kivi", {"output": np.zeros(3)})
     with pytest.raises(ValueError, match="case is 99"):
         kvatlas.case("kivi", 99)
-    with pytest.raises(NotImplementedError, match="draft"):
-        kvatlas.cases("specpv")
+
+
+def test_speculation_is_checked_by_rows_tokens_and_buffers():
+    case = kvatlas.case("specpv")
+    emitted = case.outputs["emitted"]
+    assert case.kind == "speculation" and emitted.shape == (case.decode, 4) and (emitted[:, 0] >= 0).all() and (emitted[:, 1:] >= 0).any()  # some drafts are accepted
+    given = {**case.outputs, **case.stages}
+    assert kvatlas.check("specpv", given, case=case).not_given == [] and kvatlas.check("specpv", given, case=case)
+    wrong = case.outputs["out"].copy()
+    wrong[0, 0, 3, 2] += 1
+    found = kvatlas.check("specpv", {**given, "out": wrong}, case=case)
+    assert not found and found.first.stage == "verifying" and found.first.first == (0, 0, 3, 2)
+    with pytest.raises(ValueError, match="must have any of"):
+        kvatlas.check("specpv", {"decode": wrong})
 
 
 def test_vectors_on_disk_are_plain_npy_and_json(tmp_path):
