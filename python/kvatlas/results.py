@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, Callable
@@ -17,6 +18,18 @@ def _pandas() -> Any:
     except ImportError:
         raise ImportError("to_pandas needs pandas: pip install 'kvatlas[pandas]'") from None
     return pandas
+
+
+def _parquet(columns: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Columns as a Parquet file, which gets its name when it is complete."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError("to_parquet needs pyarrow: pip install 'kvatlas[pandas]'") from None
+    part = f"{os.fspath(path)}.part"
+    pyarrow.parquet.write_table(pyarrow.table(dict(columns)), part)
+    os.replace(part, path)
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -277,6 +290,14 @@ class SimulationTable:
     def to_pandas(self) -> pandas.DataFrame:
         """One row a point, in C order of the shape."""
         return _pandas().DataFrame(self.to_dict())
+
+    def to_json(self, **options: Any) -> str:
+        """The columns of :meth:`to_dict`; null where a figure cannot be."""
+        return json.dumps({name: [None if v != v else v for v in column.tolist()] for name, column in self.to_dict().items()}, **options)
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Writes one row a point. Needs pyarrow."""
+        _parquet(self.to_dict(), path)
 
     def __repr__(self) -> str:
         return f"SimulationTable(shape={self.shape}, columns={self.columns})"

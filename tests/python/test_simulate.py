@@ -1,4 +1,5 @@
 """What-if questions: one in full, many as columns, and that both say the same."""
+import json
 import math
 import os
 import signal
@@ -108,6 +109,17 @@ def test_results_become_frames():
     assert list(frame["method"]) == ["full", "kivi"] and frame["step_ms"].dtype == float and isinstance(frame, pandas.DataFrame)
     assert kvatlas.simulate("llama-3.1-8b", "h100-sxm", context=4096).to_pandas().loc[0, "memory.fits"]
     assert "<table" in t._repr_html_()
+
+
+def test_tables_become_json_and_parquet(tmp_path):
+    t = kvatlas.simulate("llama-3.1-8b", "h100-sxm", ["full", "kivi:group_size=48"], context=[[4096], [8192]])
+    columns = json.loads(t.to_json())
+    assert columns["method"] == ["full", "kivi:group_size=48"] * 2 and columns["context"] == [4096, 4096, 8192, 8192]
+    assert columns["step_ms"][0] == t.step_ms[0, 0] and columns["step_ms"][1] is None and columns["fits"] == [True, False] * 2
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    t.to_parquet(tmp_path / "t.parquet")
+    table = parquet.read_table(tmp_path / "t.parquet")
+    assert table.num_rows == 4 and table.column("step_ms")[0].as_py() == t.step_ms[0, 0] and list(tmp_path.iterdir()) == [tmp_path / "t.parquet"]
 
 
 def test_breakeven_names_borders_and_reasons():
