@@ -18,6 +18,8 @@ constexpr const char* kGpuNames[] = {"bandwidth_share", "l2_ratio", "l2_share", 
 constexpr const char* kDecodeNames[] = {"launch_s", "item_s", "sm_share", "tensor_share", "serial_share", "split_s"};
 constexpr const char* kPrefillNames[] = {"launch_s", "tensor_share", "tile_share", "item_s", "byte_share", "exp_share"};
 constexpr const char* kMatrixNames[] = {"launch_s", "tensor_share", "sm_share", "wave_s", "l2_reach", "byte_share"};
+constexpr const char* kCollectiveNames[] = {"launch_s", "hop_s", "direct", "extra_s", "ring", "extra_hop_s"};
+constexpr const char* kLinkNames[] = {"latency", "pair_share", "many_share"};
 constexpr const char* kRules[] = {"none", "ceil", "floor", "even"};
 
 template <class Enum, std::size_t N>
@@ -26,7 +28,7 @@ Enum word(const char* const (&words)[N], const std::string& text, const char* fi
     if (text == words[i]) return static_cast<Enum>(i);
   throw InvalidArgument(cat("calibration: ", field, " is \"", text, "\", which is unknown"));
 }
-constexpr const char* kFamilyNames[] = {"decode", "prefill", "matrix"};
+constexpr const char* kFamilyNames[] = {"decode", "prefill", "matrix", "collective"};
 constexpr const char* kEvidenceNames[] = {"fitted", "extrapolated", "other_gpu", "uncalibrated_format"};
 
 double positive(const json& j, const char* field) {
@@ -49,12 +51,22 @@ bool matches(std::string_view pattern, std::string_view text) { return pattern =
 
 const char* name_of(KernelFamily family) { return kFamilyNames[static_cast<std::size_t>(family)]; }
 std::span<const char* const> gpu_constant_names() { return kGpuNames; }
+std::span<const char* const> link_constant_names() { return kLinkNames; }
 std::span<const char* const> profile_constant_names(KernelFamily family) {
-  return family == KernelFamily::decode ? std::span<const char* const>(kDecodeNames) : family == KernelFamily::prefill ? kPrefillNames : kMatrixNames;
+  switch (family) {
+    case KernelFamily::decode: return kDecodeNames;
+    case KernelFamily::prefill: return kPrefillNames;
+    case KernelFamily::matrix: return kMatrixNames;
+    case KernelFamily::collective: break;
+  }
+  return kCollectiveNames;
 }
 
+bool has_nvlink(const Gpu& gpu) { return gpu.nvlink_bandwidth.or_else(0) > 0; }
+std::string collective_kernel(const Gpu& gpu, std::string_view operation) { return cat(has_nvlink(gpu) ? "nvlink:" : "pcie:", operation); }
+
 int Calibration::coefficients() const {
-  return static_cast<int>(gpus.size()) * kGpuConstants + static_cast<int>(profiles.size()) * kProfileConstants + static_cast<int>(rates.size());
+  return static_cast<int>(gpus.size()) * kGpuConstants + static_cast<int>(links.size()) * kLinkConstants + static_cast<int>(profiles.size()) * kProfileConstants + static_cast<int>(rates.size());
 }
 
 int Calibration::find_profile(std::string_view name) const {
@@ -66,6 +78,12 @@ int Calibration::find_profile(std::string_view name) const {
 int Calibration::find_gpu(std::string_view slug) const {
   for (std::size_t i = 0; i < gpus.size(); ++i)
     if (gpus[i].gpu == slug) return static_cast<int>(i);
+  return -1;
+}
+
+int Calibration::find_link(std::string_view slug) const {
+  for (std::size_t i = 0; i < links.size(); ++i)
+    if (links[i].gpu == slug) return static_cast<int>(i);
   return -1;
 }
 
@@ -123,6 +141,18 @@ GpuConstants Calibration::constants_of(const Gpu& gpu) const {
   return out;
 }
 
+LinkConstants Calibration::links_of(const Gpu& gpu) const {
+  if (const int own = find_link(gpu.slug); own >= 0 && links[static_cast<std::size_t>(own)].nvlink == has_nvlink(gpu)) return links[static_cast<std::size_t>(own)];
+  LinkConstants out{.gpu = gpu.slug, .nvlink = has_nvlink(gpu), .c = {1, 0.6, 0.6}};
+  for (std::size_t i = 0; i < kLinkConstants; ++i) {
+    std::vector<double> values;
+    for (const LinkConstants& l : links)
+      if (l.nvlink == out.nvlink) values.push_back(l.c[i]);
+    if (!values.empty()) out.c[i] = median(std::move(values));
+  }
+  return out;
+}
+
 double Calibration::rate_of(std::string_view capability, double fallback) const {
   for (const FittedRate& r : rates)
     if (r.compute_capability == capability) return r.values;
@@ -152,6 +182,11 @@ Calibration calibration_from_text(std::string_view text) {
       GpuConstants g{.gpu = j.at("gpu"), .compute_capability = j.at("compute_capability")};
       for (std::size_t i = 0; i < kGpuConstants; ++i) g.c[i] = positive(j, kGpuNames[i]);
       out.gpus.push_back(std::move(g));
+    }
+    for (const json& j : root.value("links", json::array())) {
+      LinkConstants l{.gpu = j.at("gpu"), .nvlink = j.at("nvlink")};
+      for (std::size_t i = 0; i < kLinkConstants; ++i) l.c[i] = positive(j, kLinkNames[i]);
+      out.links.push_back(std::move(l));
     }
     for (const json& j : root["profiles"]) {
       Profile p{.name = j.at("name"), .family = word<KernelFamily>(kFamilyNames, j.at("family"), "family"),
@@ -184,11 +219,16 @@ std::string to_text(const Calibration& c) {
     for (std::size_t i = 0; i < rows.size(); ++i) out += cat(i > 0 ? ",\n    " : "\n    ", rows[i].dump());
     return out + "\n  ]";
   };
-  std::vector<CalibrationText> gpus, profiles, uses, rates, intervals;
+  std::vector<CalibrationText> gpus, links, profiles, uses, rates, intervals;
   for (const GpuConstants& g : c.gpus) {
     CalibrationText j{{"gpu", g.gpu}, {"compute_capability", g.compute_capability}};
     for (std::size_t i = 0; i < kGpuConstants; ++i) j[kGpuNames[i]] = rounded(g.c[i]);
     gpus.push_back(std::move(j));
+  }
+  for (const LinkConstants& l : c.links) {
+    CalibrationText j{{"gpu", l.gpu}, {"nvlink", l.nvlink}};
+    for (std::size_t i = 0; i < kLinkConstants; ++i) j[kLinkNames[i]] = rounded(l.c[i]);
+    links.push_back(std::move(j));
   }
   for (const Profile& p : c.profiles) {
     CalibrationText j{{"name", p.name}, {"family", name_of(p.family)}};
@@ -210,7 +250,7 @@ std::string to_text(const Calibration& c) {
   for (const FittedRate& r : c.rates) rates.push_back({{"compute_capability", r.compute_capability}, {"values", rounded(r.values)}});
   for (const FittedInterval& i : c.intervals)
     intervals.push_back({{"family", name_of(i.family)}, {"evidence", name_of(i.evidence)}, {"low", rounded(i.low)}, {"high", rounded(i.high)}, {"rows", i.rows}});
-  return cat("{\n  \"source\": ", json(c.source).dump(), ",\n", list("gpus", gpus), ",\n", list("profiles", profiles), ",\n", list("uses", uses), ",\n",
+  return cat("{\n  \"source\": ", json(c.source).dump(), ",\n", list("gpus", gpus), ",\n", list("links", links), ",\n", list("profiles", profiles), ",\n", list("uses", uses), ",\n",
              list("value_rates", rates), ",\n", list("intervals", intervals), "\n}\n");
 }
 

@@ -1,4 +1,4 @@
-// The fitted constants of the predictor as data: at most four a GPU, at most six a kernel profile, value rates, intervals.
+// The fitted constants of the predictor as data: at most four a GPU, three a board's links, six a kernel profile, value rates, intervals.
 #pragma once
 
 #include <array>
@@ -13,11 +13,11 @@
 
 namespace kvatlas::sim {
 
-enum class KernelFamily : std::uint8_t { decode, prefill, matrix };
-inline constexpr int kFamilies = 3;
+enum class KernelFamily : std::uint8_t { decode, prefill, matrix, collective };
+inline constexpr int kFamilies = 4;
 const char* name_of(KernelFamily family);
 
-inline constexpr int kGpuConstants = 4, kProfileConstants = 6;
+inline constexpr int kGpuConstants = 4, kLinkConstants = 3, kProfileConstants = 6;
 
 /// Positions in GpuConstants::c.
 enum GpuConstant : std::uint8_t {
@@ -26,12 +26,21 @@ enum GpuConstant : std::uint8_t {
   l2_share,         // of L2: a data set up to this stays there; at 1.6 times this nothing does
   sm_share          // what one SM can draw over its even share of the bandwidth, relative to other GPUs
 };
+/// Positions in LinkConstants::c.
+enum LinkConstant : std::uint8_t {
+  link_latency,     // over that of other boards
+  link_pair_share,  // of the datasheet's one-way rate, between two ranks
+  link_many_share   // among eight: boards behind one switch reach more, boards on one host bridge less
+};
 /// Positions in Profile::c, by family.
 enum DecodeConstant : std::uint8_t { decode_launch, decode_item, decode_sm_share, decode_tensor_share, decode_serial, decode_split };
 enum PrefillConstant : std::uint8_t { prefill_launch, prefill_tensor_share, prefill_tile_share, prefill_item, prefill_byte_share, prefill_exp_share };
 enum MatrixConstant : std::uint8_t { matrix_launch, matrix_tensor_share, matrix_sm_share, matrix_wave, matrix_l2_reach, matrix_byte_share };
+/// Two protocols, the faster of which runs: at once with few bytes (each costs `direct` times its way), or pipelined (`ring` times, `extra` later).
+enum CollectiveConstant : std::uint8_t { collective_launch, collective_hop, collective_direct, collective_extra, collective_ring, collective_extra_hop };
 
 std::span<const char* const> gpu_constant_names();
+std::span<const char* const> link_constant_names();
 std::span<const char* const> profile_constant_names(KernelFamily family);
 
 struct GpuConstants {
@@ -39,6 +48,16 @@ struct GpuConstants {
   std::string compute_capability;
   std::array<double, kGpuConstants> c{};
 };
+
+/// What connects boards of one kind: NVLink where they have it, else PCI Express.
+struct LinkConstants {
+  std::string gpu;  // slug
+  bool nvlink = false;
+  std::array<double, kLinkConstants> c{};
+};
+bool has_nvlink(const Gpu& gpu);
+/// "nvlink:all_reduce": the kernel of a collective as profiles name it.
+std::string collective_kernel(const Gpu& gpu, std::string_view operation);
 
 /// How a decode kernel cuts a context into work items, as its scheduler does.
 enum class SplitRule : std::uint8_t {
@@ -86,6 +105,7 @@ struct FittedInterval {
 struct Calibration {
   std::string source;
   std::vector<GpuConstants> gpus;
+  std::vector<LinkConstants> links;
   std::vector<Profile> profiles;
   std::vector<ProfileUse> uses;
   std::vector<FittedRate> rates;
@@ -94,12 +114,16 @@ struct Calibration {
   int coefficients() const;        // fitted numbers
   int find_profile(std::string_view name) const;                     // -1: none
   int find_gpu(std::string_view slug) const;                         // -1: none
+  int find_link(std::string_view slug) const;                        // -1: none
   /// Profile of a measured kernel; -1: none.
   int measured_profile(KernelFamily family, std::string_view framework, std::string_view kernel, std::string_view capability, int bits, int group) const;
-  /// Profile that an engine runs; matrix layers ask by number format ("bf16", "fp8", "int4_wo"), attention by bits and group.
+  /// Profile that an engine runs; matrix layers ask by number format ("bf16", "fp8", "int4_wo"), collectives by link and
+  /// operation, attention by bits and group.
   int deployed_profile(KernelFamily family, std::string_view engine, std::string_view capability, int bits, int group, std::string_view kernel = {}) const;
   /// Constants of a GPU: its own, or the median of its kin (HBM: same compute capability; same memory class; all).
   GpuConstants constants_of(const Gpu& gpu) const;
+  /// Constants of its links: its own, or the median of boards with the same kind of link.
+  LinkConstants links_of(const Gpu& gpu) const;
   double rate_of(std::string_view capability, double fallback) const;
 };
 

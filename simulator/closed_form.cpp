@@ -54,7 +54,8 @@ double heads_of_finer_cut(const Profile& p, double heads, double length, double 
 Machine machine_of(const Gpu& gpu) {
   const double tensor = *gpu.bf16_flops.value;
   return {.sms = *gpu.sm_count.value, .clock = *gpu.clock_hz.value, .bandwidth = *gpu.hbm_bandwidth.value, .l2_bytes = *gpu.l2_bytes.value,
-          .tensor = tensor, .achieved = gpu.gemm_bf16_flops.or_else(tensor * constant(C::tensor_share)), .vector = *gpu.fp32_flops.value};
+          .tensor = tensor, .achieved = gpu.gemm_bf16_flops.or_else(tensor * constant(C::tensor_share)), .vector = *gpu.fp32_flops.value,
+          .link = has_nvlink(gpu) ? *gpu.nvlink_bandwidth.value : *gpu.pcie_bandwidth.value};
 }
 
 DecodeWork decode_work(const KernelCall& call) {
@@ -225,6 +226,21 @@ MatrixTerms matrix_terms(const Machine& m, const GpuConstants& g, const Profile&
       if (best_s == 0 || s < best_s) best = t, best_s = s;
     }
   return best;
+}
+
+CollectiveTerms collective_terms(const Machine& m, const LinkConstants& l, const Profile& p, const CollectiveWork& w) {
+  // Ranks beyond two share what two have alone: straight in 1 / ranks between the pair and eight, as eight from there on.
+  const double many = std::clamp((0.5 - 1 / w.ranks) / (0.5 - 0.125), 0.0, 1.0);
+  CollectiveTerms t{.share = 1 / ((1 - many) / l.c[link_pair_share] + many / l.c[link_many_share])};
+  const double way = w.sent() / (m.link * t.share), hops = w.ranks - 1, latency = l.c[link_latency];
+  const double direct = way * p.c[collective_direct];
+  const double pipelined = latency * (p.c[collective_extra] + p.c[collective_extra_hop] * hops) + way * p.c[collective_ring];
+  t.launch = latency * (p.c[collective_launch] + p.c[collective_hop] * hops);
+  SmoothMax both;  // the smooth minimum is the product over the smooth maximum
+  both.add(direct);
+  both.add(pipelined);
+  t.transfer = direct > 0 ? direct / both.value() * pipelined : 0;
+  return t;
 }
 
 }  // namespace kvatlas::sim

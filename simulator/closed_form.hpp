@@ -1,4 +1,4 @@
-// The closed forms of the three kernel families as pure functions: machine, constants and work in, seconds of each term out.
+// The closed forms of the four kernel families as pure functions: machine, constants and work in, seconds of each term out.
 #pragma once
 
 #include "core/plan.hpp"
@@ -12,6 +12,7 @@ struct Machine {
   double tensor = 1;   // bf16, 32-bit accumulation, flop/s
   double achieved = 1; // what large matrix products reach of it, flop/s
   double vector = 1;   // fp32 flop/s
+  double link = 1;     // between boards, one way, bytes/s: NVLink or else PCI Express
 };
 Machine machine_of(const Gpu& gpu);
 
@@ -69,5 +70,20 @@ struct MatrixTerms {
   double seconds() const { return overhead() + body(); }
 };
 MatrixTerms matrix_terms(const Machine& m, const GpuConstants& g, const Profile& p, const MatrixWork& w);
+
+/// One collective among the ranks of a deployment.
+struct CollectiveWork {
+  double ranks = 2;
+  double message = 0;                         // bytes of the whole result (reduce-scatter: of each rank's input)
+  double rounds = 1;                          // that every byte makes of the ring: 2 in an all-reduce
+  /// Bytes that each rank sends.
+  double sent() const { return rounds * message * (ranks - 1) / ranks; }
+};
+struct CollectiveTerms {
+  double launch = 0, transfer = 0;            // added
+  double share = 1;                           // of the link's rate that so many ranks reach
+  double seconds() const { return launch + transfer; }
+};
+CollectiveTerms collective_terms(const Machine& m, const LinkConstants& l, const Profile& p, const CollectiveWork& w);
 
 }  // namespace kvatlas::sim

@@ -39,9 +39,6 @@ constexpr std::array<Constant, kConstantCount> kConstants{{
 
     {C::nvlink_share, "nvlink_share", 0.8, "of link", link, measured, kComm},
     {C::pcie_share, "pcie_share", 0.6, "of link", link, measured, kComm},
-    {C::pcie_many_share, "pcie_many_share", 0.38, "of link", link, measured, "the same, eight RTX PRO 6000; eight L40S are far worse"},
-    {C::collective_base_s, "collective_base", 4e-6, "s", link, measured, kComm},
-    {C::collective_rank_s, "collective_rank", 2.2e-6, "s per rank", link, measured, kComm},
     {C::copy_submit_s, "copy_submit", 6e-6, "s", link, measured, "one host copy call, 5 to 7 us"},
     {C::host_link_share, "host_link_share", 0.8, "of link", link, measured, "pinned copies: 12.3 of 15.8 GB/s on a PCIe 3 card"},
 

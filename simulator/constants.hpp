@@ -20,7 +20,7 @@ enum class C : std::uint8_t {
   dram_latency_s, tensor_share, launch_graph_s, launch_stream_s, item_bytes_in_flight, attention_vector_share, kernel_tensor_share,
   kernel_vector_share, kernel_latencies, top_k_floor_s, serial_vector_share, elementwise_kernels, elementwise_passes, l2_speed,
   timed_copies, nvlink_share,
-  pcie_share, pcie_many_share, collective_base_s, collective_rank_s, copy_submit_s, host_link_share, partial_prefix_credit, draft_acceptance,
+  pcie_share, copy_submit_s, host_link_share, partial_prefix_credit, draft_acceptance,
   draft_work, ragged_skew, idle_power_share
 };
 inline constexpr int kConstantCount = static_cast<int>(C::idle_power_share) + 1;

@@ -24,21 +24,32 @@ constexpr Range kPrefillRanges[kProfileConstants] = {{1e-5, 2e-6, 6e-5, 0.2}, {0
                                                      {1e-6, 1e-8, 2e-5, 0.2}, {0.8, 0.05, 4, 0.2}, {0.5, 0.05, 20, 0.2}};
 constexpr Range kMatrixRanges[kProfileConstants] = {{4e-6, 5e-7, 3e-5, 0.3}, {1, 0.3, 1.6, 0.3},   {1.3, 0.3, 9, 0.3},
                                                     {1e-6, 1e-8, 2e-5, 0.3}, {0.06, 0.01, 0.6, 0.3}, {0.95, 0.5, 1.06, 0.3}};
+constexpr Range kCollectiveRanges[kProfileConstants] = {{7e-6, 1e-6, 6e-5, 0.1}, {1e-6, 1e-8, 1e-5, 0.1}, {3, 0.8, 40, 0.1},
+                                                        {1e-5, 1e-8, 1e-4, 0.1}, {1.2, 0.9, 4, 0.1},     {1e-6, 1e-8, 3e-5, 0.1}};
+constexpr Range kLinkRanges[kLinkConstants] = {{1, 0.3, 3, 0.5}, {0.7, 0.02, 1, 0.5}, {0.7, 0.02, 1, 0.5}};
 constexpr Range kRateRange = {14, 4, 60, 0.5};
 
 const Range& profile_range(KernelFamily family, std::size_t i) {
-  return family == KernelFamily::decode ? kDecodeRanges[i] : family == KernelFamily::prefill ? kPrefillRanges[i] : kMatrixRanges[i];
+  switch (family) {
+    case KernelFamily::decode: return kDecodeRanges[i];
+    case KernelFamily::prefill: return kPrefillRanges[i];
+    case KernelFamily::matrix: return kMatrixRanges[i];
+    case KernelFamily::collective: break;
+  }
+  return kCollectiveRanges[i];
 }
 
 double fallback_rate(const Measurement& row) {
   return value_rate(row.gpu->compute_capability.c_str(), row.bits == 8 ? CodeFormat{.kind = CodeKind::fp8, .bits = 8} : CodeFormat::plain(Dtype::bf16)).ideal;
 }
 
+/// Of a kernel on one board.
 double seconds_of(const Machine& machine, const GpuConstants& g, const Profile& p, double rate, const Measurement& row) {
   switch (row.family) {
     case KernelFamily::decode: return decode_terms(machine, g, p, std::get<DecodeWork>(row.work), row.l2_fill, rate).seconds();
     case KernelFamily::prefill: return prefill_terms(machine, g, p, std::get<PrefillWork>(row.work)).seconds();
-    case KernelFamily::matrix: break;
+    case KernelFamily::matrix:
+    case KernelFamily::collective: break;
   }
   return matrix_terms(machine, g, p, std::get<MatrixWork>(row.work)).seconds();
 }
@@ -47,7 +58,7 @@ double seconds_of(const Machine& machine, const GpuConstants& g, const Profile& 
 struct Tied {
   const Measurement* row;
   Machine machine;
-  int gpu, profile, rate;  // rate -1: not fp8
+  int board, profile, rate;  // board: of gpus, or of links for collectives; rate -1: not fp8
   double fallback_rate, weight;
 };
 
@@ -55,8 +66,12 @@ struct Tied {
 class Fitter {
  public:
   Fitter(Calibration& calibration, const std::vector<Measurement>& rows, KernelFamily family) : c_(calibration), family_(family) {
-    gpus_free_ = family == KernelFamily::decode;
-    profile_offset_ = gpus_free_ ? kGpuConstants * static_cast<int>(c_.gpus.size()) : 0;
+    if (family == KernelFamily::decode) {
+      boards_ = static_cast<int>(c_.gpus.size()), board_constants_ = kGpuConstants, board_ranges_ = kGpuRanges;
+    } else if (family == KernelFamily::collective) {
+      boards_ = static_cast<int>(c_.links.size()), board_constants_ = kLinkConstants, board_ranges_ = kLinkRanges;
+    }
+    profile_offset_ = boards_ * board_constants_;
     rate_offset_ = profile_offset_ + kProfileConstants * static_cast<int>(c_.profiles.size());
     size_ = rate_offset_ + static_cast<int>(c_.rates.size());
     std::int64_t turn = 0;
@@ -65,13 +80,13 @@ class Fitter {
       // Short attention calls are many and alike: one in four speaks for them.
       if (family == KernelFamily::decode && row.subset == Subset::overhead && ++turn % 4 != 0) continue;
       const int profile = c_.measured_profile(family, row.framework, row.kernel, row.gpu->compute_capability, row.bits, row.group);
-      const int gpu = c_.find_gpu(row.gpu->slug);
-      if (profile < 0 || gpu < 0) continue;
+      const int board = family == KernelFamily::collective ? c_.find_link(row.gpu->slug) : c_.find_gpu(row.gpu->slug);
+      if (profile < 0 || board < 0) continue;
       int rate = -1;
       if (family == KernelFamily::decode && row.bits == 8)
         for (std::size_t i = 0; i < c_.rates.size(); ++i)
           if (c_.rates[i].compute_capability == row.gpu->compute_capability) rate = static_cast<int>(i);
-      rows_.push_back({&row, machine_of(*row.gpu), gpu, profile, rate, fallback_rate(row), family != KernelFamily::decode || row.subset == Subset::cold ? 1.0 : 0.35});
+      rows_.push_back({&row, machine_of(*row.gpu), board, profile, rate, fallback_rate(row), family != KernelFamily::decode || row.subset == Subset::cold ? 1.0 : 0.35});
     }
     scale_ = family == KernelFamily::decode ? 0.06 : 0.1;
   }
@@ -83,9 +98,8 @@ class Fitter {
       x(i) = std::log(std::clamp(value, r.low, r.high));
       start(i) = std::log(r.start), low(i) = std::log(r.low), high(i) = std::log(r.high), pull(i) = r.pull * r.pull;
     };
-    if (gpus_free_)
-      for (std::size_t g = 0; g < c_.gpus.size(); ++g)
-        for (std::size_t i = 0; i < kGpuConstants; ++i) put(static_cast<int>(g * kGpuConstants + i), c_.gpus[g].c[i], kGpuRanges[i]);
+    for (int b = 0; b < boards_; ++b)
+      for (int i = 0; i < board_constants_; ++i) put(b * board_constants_ + i, board(b)[i], board_ranges_[i]);
     for (std::size_t p = 0; p < c_.profiles.size(); ++p)
       for (std::size_t i = 0; i < kProfileConstants; ++i) {
         const bool mine = c_.profiles[p].family == family_;
@@ -94,6 +108,7 @@ class Fitter {
     for (std::size_t r = 0; r < c_.rates.size(); ++r) put(rate_offset_ + static_cast<int>(r), c_.rates[r].values, kRateRange);
 
     const std::vector<GpuConstants> gpus_before = c_.gpus;
+    const std::vector<LinkConstants> links_before = c_.links;
     const std::vector<Profile> profiles_before = c_.profiles;
     const std::vector<FittedRate> rates_before = c_.rates;
     const auto cost_of = [&](const Eigen::VectorXd& at) {
@@ -134,13 +149,14 @@ class Fitter {
       cost = next_cost;
     }
     set(x);
-    std::set<int> gpus, profiles, rates;  // what no row reaches stays
-    for (const Tied& t : rows_) gpus.insert(t.gpu), profiles.insert(t.profile), rates.insert(t.rate);
+    std::set<int> boards, profiles, rates;  // what no row reaches stays
+    for (const Tied& t : rows_) boards.insert(t.board), profiles.insert(t.profile), rates.insert(t.rate);
     const auto restore = [](auto& now, const auto& before, const std::set<int>& reached) {
       for (std::size_t i = 0; i < now.size(); ++i)
         if (!reached.contains(static_cast<int>(i))) now[i] = before[i];
     };
-    restore(c_.gpus, gpus_before, gpus);
+    if (family_ == KernelFamily::decode) restore(c_.gpus, gpus_before, boards);
+    if (family_ == KernelFamily::collective) restore(c_.links, links_before, boards);
     restore(c_.profiles, profiles_before, profiles);
     restore(c_.rates, rates_before, rates);
   }
@@ -148,9 +164,8 @@ class Fitter {
  private:
   /// The constants at x; derivatives change them in place and put them back.
   void set(const Eigen::VectorXd& x) {
-    if (gpus_free_)
-      for (std::size_t g = 0; g < c_.gpus.size(); ++g)
-        for (std::size_t i = 0; i < kGpuConstants; ++i) c_.gpus[g].c[i] = std::exp(x(static_cast<int>(g * kGpuConstants + i)));
+    for (int b = 0; b < boards_; ++b)
+      for (int i = 0; i < board_constants_; ++i) board(b)[i] = std::exp(x(b * board_constants_ + i));
     for (std::size_t p = 0; p < c_.profiles.size(); ++p)
       if (c_.profiles[p].family == family_)
         for (std::size_t i = 0; i < kProfileConstants; ++i)
@@ -158,10 +173,17 @@ class Fitter {
     for (std::size_t r = 0; r < c_.rates.size(); ++r)
       if (family_ == KernelFamily::decode) c_.rates[r].values = std::exp(x(rate_offset_ + static_cast<int>(r)));
   }
+  /// The free constants of a GPU or of its links; none but in the families that fit them.
+  double* board(int b) {
+    return family_ == KernelFamily::collective ? c_.links[static_cast<std::size_t>(b)].c.data() : c_.gpus[static_cast<std::size_t>(b)].c.data();
+  }
   double rate_of(const Tied& t) const { return t.rate >= 0 ? c_.rates[static_cast<std::size_t>(t.rate)].values : t.fallback_rate; }
   double residual(const Tied& t, double rate) const {
-    return std::log(seconds_of(t.machine, c_.gpus[static_cast<std::size_t>(t.gpu)], c_.profiles[static_cast<std::size_t>(t.profile)], rate, *t.row) /
-                    t.row->seconds);
+    const auto b = static_cast<std::size_t>(t.board);
+    const Profile& p = c_.profiles[static_cast<std::size_t>(t.profile)];
+    const double seconds = family_ == KernelFamily::collective ? collective_terms(t.machine, c_.links[b], p, std::get<CollectiveWork>(t.row->work)).seconds()
+                                                               : seconds_of(t.machine, c_.gpus[b], p, rate, *t.row);
+    return std::log(seconds / t.row->seconds);
   }
   void accumulate(const Tied& t, Eigen::MatrixXd& normal, Eigen::VectorXd& gradient) {
     constexpr double kStep = 1e-5;
@@ -175,8 +197,7 @@ class Fitter {
       slope[n++] = {index, (residual(t, rate) - r) / kStep};
       value = kept;
     };
-    if (gpus_free_)
-      for (int i = 0; i < kGpuConstants; ++i) derive(t.gpu * kGpuConstants + i, c_.gpus[static_cast<std::size_t>(t.gpu)].c[static_cast<std::size_t>(i)]);
+    for (int i = 0; i < board_constants_; ++i) derive(t.board * board_constants_ + i, board(t.board)[i]);
     for (int i = 0; i < kProfileConstants; ++i)
       derive(profile_offset_ + t.profile * kProfileConstants + i, c_.profiles[static_cast<std::size_t>(t.profile)].c[static_cast<std::size_t>(i)]);
     if (t.rate >= 0) slope[n++] = {rate_offset_ + t.rate, (residual(t, rate * (1 + kStep)) - r) / kStep};
@@ -188,7 +209,8 @@ class Fitter {
 
   Calibration& c_;
   KernelFamily family_;
-  bool gpus_free_ = true;
+  int boards_ = 0, board_constants_ = 0;  // free ones
+  const Range* board_ranges_ = nullptr;
   int profile_offset_ = 0, rate_offset_ = 0, size_ = 0;
   double scale_ = 0.06;
   std::vector<Tied> rows_;
@@ -199,6 +221,8 @@ Calibration forgotten(const Calibration& start) {
   Calibration out = start;
   for (GpuConstants& g : out.gpus)
     for (std::size_t i = 0; i < kGpuConstants; ++i) g.c[i] = kGpuRanges[i].start;
+  for (LinkConstants& l : out.links)
+    for (std::size_t i = 0; i < kLinkConstants; ++i) l.c[i] = kLinkRanges[i].start;
   for (Profile& p : out.profiles)
     for (std::size_t i = 0; i < kProfileConstants; ++i) p.c[i] = profile_range(p.family, i).start;
   for (FittedRate& r : out.rates) r.values = kRateRange.start;
@@ -208,7 +232,11 @@ Calibration forgotten(const Calibration& start) {
 void add_missing(Calibration& c, const std::vector<Measurement>& rows) {
   for (const Measurement& row : rows) {
     const std::string& capability = row.gpu->compute_capability;
-    if (c.find_gpu(row.gpu->slug) < 0) c.gpus.push_back(c.constants_of(*row.gpu));
+    if (row.family == KernelFamily::collective) {
+      if (c.find_link(row.gpu->slug) < 0) c.links.push_back(c.links_of(*row.gpu));
+    } else if (c.find_gpu(row.gpu->slug) < 0) {
+      c.gpus.push_back(c.constants_of(*row.gpu));
+    }
     if (row.family == KernelFamily::decode && row.bits == 8 &&
         std::none_of(c.rates.begin(), c.rates.end(), [&](const FittedRate& r) { return r.compute_capability == capability; }))
       c.rates.push_back({capability, kRateRange.start});
@@ -224,7 +252,7 @@ void add_missing(Calibration& c, const std::vector<Measurement>& rows) {
 }
 
 void fit_all(Calibration& c, const std::vector<Measurement>& rows) {
-  for (const KernelFamily family : {KernelFamily::decode, KernelFamily::prefill, KernelFamily::matrix}) Fitter(c, rows, family).run();
+  for (const KernelFamily family : {KernelFamily::decode, KernelFamily::prefill, KernelFamily::matrix, KernelFamily::collective}) Fitter(c, rows, family).run();
 }
 
 }  // namespace
@@ -240,12 +268,14 @@ Prediction predict(const Calibration& calibration, const Measurement& row) {
   if (profile < 0) {
     out.evidence = Evidence::extrapolated;
     profile = calibration.deployed_profile(row.family, row.framework, capability, row.bits, row.group,
-                                           row.family == KernelFamily::matrix ? std::string_view(row.kernel) : std::string_view{});
+                                           row.family >= KernelFamily::matrix ? std::string_view(row.kernel) : std::string_view{});
   }
-  if (calibration.find_gpu(row.gpu->slug) < 0) out.evidence = Evidence::other_gpu;
+  const bool collective = row.family == KernelFamily::collective;
+  if ((collective ? calibration.find_link(row.gpu->slug) : calibration.find_gpu(row.gpu->slug)) < 0) out.evidence = Evidence::other_gpu;
   const Profile& p = calibration.profiles[static_cast<std::size_t>(profile)];
   const double rate = row.bits == 8 ? calibration.rate_of(capability, fallback_rate(row)) : fallback_rate(row);
-  out.seconds = seconds_of(machine_of(*row.gpu), calibration.constants_of(*row.gpu), p, rate, row);
+  out.seconds = collective ? collective_terms(machine_of(*row.gpu), calibration.links_of(*row.gpu), p, std::get<CollectiveWork>(row.work)).seconds()
+                           : seconds_of(machine_of(*row.gpu), calibration.constants_of(*row.gpu), p, rate, row);
   out.profile = p.name;
   return out;
 }
@@ -301,7 +331,10 @@ CrossValidation cross_validate(const Calibration& start, const std::vector<Measu
     fit_all(c, kept);
     // What this fold never saw may not speak: GPUs without rows take their kin's constants, kernels the nearest other kernel's.
     std::erase_if(c.gpus, [&](const GpuConstants& g) {
-      return std::none_of(kept.begin(), kept.end(), [&](const Measurement& m) { return m.gpu->slug == g.gpu; });
+      return std::none_of(kept.begin(), kept.end(), [&](const Measurement& m) { return m.gpu->slug == g.gpu && m.family != KernelFamily::collective; });
+    });
+    std::erase_if(c.links, [&](const LinkConstants& l) {
+      return std::none_of(kept.begin(), kept.end(), [&](const Measurement& m) { return m.gpu->slug == l.gpu && m.family == KernelFamily::collective; });
     });
     std::erase_if(c.uses, [&](const ProfileUse& u) { return !trained.contains(u.profile); });
     std::erase_if(c.rates, [&](const FittedRate& r) {
@@ -326,7 +359,7 @@ std::vector<FittedInterval> intervals_of(const Calibration& start, const std::ve
   for (const auto& [leave_out, evidence] :
        {std::pair{LeaveOut::shapes, Evidence::fitted}, {LeaveOut::lengths, Evidence::extrapolated}, {LeaveOut::gpu, Evidence::other_gpu}}) {
     const CrossValidation cv = cross_validate(start, rows, leave_out);
-    for (const KernelFamily family : {KernelFamily::decode, KernelFamily::prefill, KernelFamily::matrix}) {
+    for (const KernelFamily family : {KernelFamily::decode, KernelFamily::prefill, KernelFamily::matrix, KernelFamily::collective}) {
       std::vector<double> ratios;
       for (std::size_t i = 0; i < rows.size(); ++i)
         if (rows[i].family == family && (family != KernelFamily::decode || rows[i].subset == Subset::cold)) ratios.push_back(rows[i].seconds / cv.predicted[i]);

@@ -105,7 +105,38 @@ void read_matrix(const MeasuredRow& row, Measurement& m) {
   m.work = w;
 }
 
+void read_collective(const MeasuredRow& row, Measurement& m) {
+  struct Operation {
+    std::string_view text, name;
+    double rounds;
+  };
+  // The eager form of an engine's own all-reduce is its kernel and the host's call.
+  static constexpr Operation kOperations[] = {
+      {"all_reduce", "all_reduce", 2},       {"custom_allreduce:TRTLLM", "all_reduce", 2}, {"custom_allreduce:vLLM_custom_graph", "all_reduce", 2}, {"custom_allreduce:vLLM_custom_eager", "all_reduce_eager", 2},
+      {"reduce_scatter", "reduce_scatter", 1}, {"all_gather", "all_gather", 1},              {"alltoall", "all_to_all", 1}};
+  const std::string& text = row.text("op");
+  const auto* operation = std::find_if(std::begin(kOperations), std::end(kOperations), [&](const Operation& o) { return text == o.text; });
+  if (operation == std::end(kOperations)) row.fail("op", "all_reduce, reduce_scatter, all_gather, alltoall or custom_allreduce:TRTLLM, :vLLM_custom_graph, :vLLM_custom_eager");
+  constexpr double kElementBytes = 2;  // the published messages are counted in these
+  const CollectiveWork w{.ranks = 1.0 * row.count("gpus", 2), .message = kElementBytes * row.positive("message_elems_or_bytes"), .rounds = operation->rounds};
+  m.family = KernelFamily::collective;
+  m.framework = row.text("lib").substr(0, row.text("lib").find('-'));
+  m.kernel = collective_kernel(*m.gpu, operation->name);
+  m.bits = 0;
+  m.length = w.message;
+  m.batch = w.ranks;
+  m.bytes = m.flops = w.sent();
+  m.speedup = 1e9;  // a link has no peak of operations
+  m.bytes_per_s = machine_of(*m.gpu).link;
+  m.subset = m.seconds < 50e-6 ? Subset::overhead : Subset::cold;
+  // A cell: among boards alone the same operation of other boards would speak for it.
+  m.shape = cat(m.gpu_text, ", ", m.framework, " ", operation->name, " of ", w.ranks);
+  m.text = cat(m.framework, " ", operation->name, " of ", w.ranks, ", ", w.message, " bytes");
+  m.work = w;
+}
+
 KernelFamily family_of(const MeasuredRow& row) {
+  if (row.has("message_elems_or_bytes")) return KernelFamily::collective;
   return row.has("gemm_dtype") ? KernelFamily::matrix : row.has("seq_len") ? KernelFamily::prefill : KernelFamily::decode;
 }
 
@@ -117,7 +148,8 @@ const char* name_of(Subset subset) {
 }
 
 const char* kind_of(KernelFamily family) {
-  return family == KernelFamily::decode ? "decode_attention" : family == KernelFamily::prefill ? "prefill_attention" : "gemm";
+  static constexpr const char* kKinds[] = {"decode_attention", "prefill_attention", "gemm", "comm"};
+  return kKinds[static_cast<std::size_t>(family)];
 }
 
 std::vector<Measurement> read_measurements(std::string_view csv, std::string_view name) {
@@ -129,6 +161,7 @@ std::vector<Measurement> read_measurements(std::string_view csv, std::string_vie
     case KernelFamily::decode: row.need({"heads", "kv_heads", "head_dim", "window", "batch", "context", "kv_dtype"}); break;
     case KernelFamily::prefill: row.need({"heads", "kv_heads", "head_dim", "batch", "seq_len", "kv_dtype"}); break;
     case KernelFamily::matrix: row.need({"gemm_dtype", "m", "n", "k"}); break;
+    case KernelFamily::collective: row.need({"lib", "op", "gpus", "message_elems_or_bytes"}); break;
   }
   if (table.rows.empty()) throw InvalidArgument(cat(name, " has no rows below its header"));
   std::vector<Measurement> out;
@@ -140,10 +173,12 @@ std::vector<Measurement> read_measurements(std::string_view csv, std::string_vie
     if (row.has("framework")) m.framework = row.text("framework").substr(0, row.text("framework").find('-'));
     if (row.has("kernel")) m.kernel = row.text("kernel");
     m.seconds = row.positive("measured_ms") * 1e-3;
+    m.bytes_per_s = *m.gpu->hbm_bandwidth.value;
     switch (family) {
       case KernelFamily::decode: read_decode(row, m); break;
       case KernelFamily::prefill: read_prefill(row, m); break;
       case KernelFamily::matrix: read_matrix(row, m); break;
+      case KernelFamily::collective: read_collective(row, m); break;
     }
     out.push_back(std::move(m));
   }
@@ -154,7 +189,7 @@ namespace {
 
 /// Published figures that are no timings of one uniform kernel call; what compares them never fits.
 bool is_other_kind(std::string_view stem) {
-  constexpr std::string_view kOther[] = {"compressed_kv_reported", "skewed_decode", "mixed_batch_attention", "comm"};
+  constexpr std::string_view kOther[] = {"compressed_kv_reported", "skewed_decode", "mixed_batch_attention"};
   return stem.starts_with("e2e_") || std::find(std::begin(kOther), std::end(kOther), stem) != std::end(kOther);
 }
 
@@ -166,7 +201,7 @@ std::vector<Measurement> load_measurements(const std::vector<std::string>& paths
   const auto append_file = [&](const std::string& path) { append(read_measurements(io::read_text(path), path)); };
   const auto stem_of = [](const std::string& path) { return std::filesystem::path(path).stem().string(); };
   if (paths.empty()) {
-    for (const char* name : {"decode_attention_sample.csv", "prefill_attention_sample.csv", "gemm_sample.csv"}) append(read_measurements(embedded_data(name), name));
+    for (const char* name : {"decode_attention_sample.csv", "prefill_attention_sample.csv", "gemm_sample.csv", "comm_sample.csv"}) append(read_measurements(embedded_data(name), name));
     return out;
   }
   for (const std::string& path : paths) {
@@ -183,14 +218,14 @@ std::vector<Measurement> load_measurements(const std::vector<std::string>& paths
     bool any = false;
     for (const std::string& file : files) {
       const std::string stem = stem_of(file);
-      if (stem != "decode_attention" && stem != "prefill_attention" && stem != "gemm") {
+      if (stem != "decode_attention" && stem != "prefill_attention" && stem != "gemm" && stem != "comm") {
         skipped.push_back(file);
         continue;
       }
       append_file(file);
       any = true;
     }
-    if (!any) throw InvalidArgument(cat(path, " has none of decode_attention.csv, prefill_attention.csv, gemm.csv"));
+    if (!any) throw InvalidArgument(cat(path, " has none of decode_attention.csv, prefill_attention.csv, gemm.csv, comm.csv"));
   }
   return out;
 }

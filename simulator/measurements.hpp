@@ -28,19 +28,21 @@ struct Measurement {
   double l2_fill = kCold;            // data over L2; a repeated call may find it there
   double seconds = 0;
   double bytes = 0;                  // that a roofline counts
+  double bytes_per_s = 1;            // at which it does: the memory's peak or the link's
   double flops = 0;                  // bf16 flop of the same work, for a roofline
   double speedup = 1;                // peak of the number format over bf16's
   Subset subset = Subset::cold;
-  std::variant<DecodeWork, PrefillWork, MatrixWork> work;
+  std::variant<DecodeWork, PrefillWork, MatrixWork, CollectiveWork> work;
   std::string text;                  // the shape for people
 };
 
-/// Reads one file. The kind is told by its columns: gemm_dtype (matrix products), seq_len (prompt attention), else decode attention.
+/// Reads one file. The kind is told by its columns: gemm_dtype (matrix products), seq_len (prompt attention),
+/// message_elems_or_bytes (collectives), else decode attention.
 /// throws InvalidArgument naming line and field, also for a file without rows
 std::vector<Measurement> read_measurements(std::string_view csv, std::string_view name);
 
-/// Files, or decode_attention.csv, prefill_attention.csv and gemm.csv of a folder; other files of the folder and figures of other
-/// kinds (whole models, e2e_*.csv; compressed_kv_reported, skewed_decode, mixed_batch_attention, comm), which no fit of kernels may see, are named in `skipped`. Nothing given: the shipped samples.
+/// Files, or decode_attention.csv, prefill_attention.csv, gemm.csv and comm.csv of a folder; other files of the folder and figures of other
+/// kinds (whole models, e2e_*.csv; compressed_kv_reported, skewed_decode, mixed_batch_attention), which no fit of kernels may see, are named in `skipped`. Nothing given: the shipped samples.
 std::vector<Measurement> load_measurements(const std::vector<std::string>& paths, std::vector<std::string>& skipped);
 
 }  // namespace kvatlas::sim

@@ -119,9 +119,15 @@ StepModel::StepModel(Deployment deployment)
   layers_ = n;
   hidden_ = static_cast<double>(d_.model->hidden);
   stage_share_ = static_cast<double>(ceil_div(n, d_.pp)) / n;
-  const bool nvlink = d_.gpu.nvlink_bandwidth.or_else(0) > 0;
-  link_bandwidth_ = nvlink ? *d_.gpu.nvlink_bandwidth.value * constant(C::nvlink_share)
-                           : *d_.gpu.pcie_bandwidth.value * constant(d_.tp > 2 ? C::pcie_many_share : C::pcie_share);
+  link_bandwidth_ = kernels_.machine().link * constant(has_nvlink(d_.gpu) ? C::nvlink_share : C::pcie_share);
+  if (gpus() > 1) {
+    const Calibration& c = shipped_calibration();
+    links_ = c.links_of(d_.gpu);
+    eager_s_ = std::max(0.0, kernels_.launch_s() - d_.gpu.launch_graph_s.or_else(constant(C::launch_graph_s)));  // profiles were timed from graphs
+    for (const auto& [profile, operation] : {std::pair{&all_reduce_, "all_reduce"}, {&all_gather_, "all_gather"}, {&all_to_all_, "all_to_all"}})
+      *profile = c.profiles[static_cast<std::size_t>(
+          c.deployed_profile(KernelFamily::collective, engine_->slug, d_.gpu.compute_capability, 0, 1, collective_kernel(d_.gpu, operation)))];
+  }
   measured_gpu_ = shipped_calibration().find_gpu(d_.gpu.slug) >= 0;
   for (const FigureField& f : figure_fields())
     if ((d_.gpu.*f.member).source.starts_with("what-if")) measured_gpu_ = false;
@@ -165,9 +171,8 @@ Part StepModel::kernel_part(const KernelCall& call) const {
   return p;
 }
 
-double StepModel::collective_s(double bytes) const {
-  const int ranks = std::max({d_.tp, d_.ep, 2});
-  return constant(C::collective_base_s) + constant(C::collective_rank_s) * ranks + bytes / link_bandwidth_;
+double StepModel::collective_s(const Profile& profile, const CollectiveWork& work) const {
+  return eager_s_ + collective_terms(kernels_.machine(), links_, profile, work).seconds();
 }
 
 Totals StepModel::decode_pass(double tokens, int sequences) const {

@@ -121,7 +121,7 @@ class StepModel {
   double prompt_extra_bytes(Tokens prompt) const;
   template <class Sink>
   void pass_parts(double tokens, double heads_rows, double sequences, double passes, Sink&& sink) const;
-  double collective_s(double bytes) const;
+  double collective_s(const Profile& profile, const CollectiveWork& work) const;
   int replica_batch(int batch) const { return static_cast<int>(ceil_div(batch, d_.dp)); }
   /// Pipeline stages work on one micro-batch each, so a step of the whole batch costs every layer at the micro-batch.
   int micro_batch(int batch) const { return static_cast<int>(ceil_div(replica_batch(batch), d_.pp)); }
@@ -134,7 +134,9 @@ class StepModel {
   KernelModel kernels_;
   MatrixModel matrices_;
   double layers_ = 0, hidden_ = 0, stage_share_ = 1, emitted_ = 1, prefix_credit_ = 1;
-  double link_bandwidth_ = 0;
+  double link_bandwidth_ = 0, eager_s_ = 0;
+  LinkConstants links_;
+  Profile all_reduce_, all_gather_, all_to_all_;
   bool measured_gpu_ = false, plain_kernels_ = true, ragged_ = false, whole_prompt_ = false, speculates_ = false;
 };
 

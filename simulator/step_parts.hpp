@@ -29,21 +29,22 @@ void StepModel::pass_parts(double tokens, double heads_rows, double sequences, d
   plain("sampling", Bound::latency, 2.0 * kernels_.launch_s() * passes + logit_bytes / kernels_.bandwidth(), logit_bytes, 2.0 * passes);
   if (d_.tp > 1) {
     const double reduces = 2.0 * layers_ * passes, bytes = tokens * hidden_ * 2.0;
-    plain("all_reduce", Bound::link, reduces * collective_s(2.0 * bytes * (d_.tp - 1) / d_.tp), reduces * bytes, reduces);
-    const double logits = heads_rows * matrices_.vocabulary_of_rank() * 2.0 * (d_.tp - 1);
-    plain("gather_logits", Bound::link, passes * collective_s(logits), passes * logits, passes);
+    plain("all_reduce", Bound::link, reduces * collective_s(all_reduce_, {.ranks = 1.0 * d_.tp, .message = bytes, .rounds = 2}), reduces * bytes, reduces);
+    const double logits = heads_rows * matrices_.vocabulary_of_rank() * 2.0 * d_.tp;
+    plain("gather_logits", Bound::link, passes * collective_s(all_gather_, {.ranks = 1.0 * d_.tp, .message = logits}), passes * logits, passes);
   }
   if (d_.ep > 1 && matrices_.expert_layers() > 0) {
     double active = 0;
     for (const MatrixOp& op : matrices_.ops())
       if (op.experts > 0) active = std::max(active, op.active * d_.ep);
     const double exchanges = 2.0 * matrices_.expert_layers() * passes;
-    const double bytes = tokens * hidden_ * 2.0 * active * (d_.ep - 1) / d_.ep;
-    plain("all_to_all", Bound::link, exchanges * collective_s(bytes), exchanges * bytes, exchanges);
+    const double bytes = tokens * hidden_ * 2.0 * active;
+    plain("all_to_all", Bound::link, exchanges * collective_s(all_to_all_, {.ranks = 1.0 * d_.ep, .message = bytes}), exchanges * bytes, exchanges);
   }
   if (d_.pp > 1) {
     const double bytes = tokens * hidden_ * 2.0, sends = passes * (d_.pp - 1);
-    plain("pipeline_send", Bound::link, sends * collective_s(bytes), sends * bytes, sends);
+    // A send is half an all-gather between two.
+    plain("pipeline_send", Bound::link, sends * collective_s(all_gather_, {.ranks = 2, .message = 2 * bytes}), sends * bytes, sends);
   }
   const double host = engine_->step_overhead.value + engine_->per_request.value * sequences + engine_->per_layer.value * layers_;
   plain("engine", Bound::latency, host * passes, 0, passes);

@@ -22,6 +22,7 @@ struct Judged : Compared {
 
 std::string dtype_of(const Measurement& m) {
   if (m.family == KernelFamily::matrix) return m.kernel;
+  if (m.family == KernelFamily::collective) return "bf16";
   return m.bits == 16 ? "bf16" : m.bits == 8 ? "fp8" : "fp8 products";
 }
 
@@ -82,7 +83,7 @@ ValidationReport validate(const Calibration& calibration, const std::vector<Meas
     const Measurement& m = rows[i];
     const Prediction p = predict(calibration, m);
     const double seconds = predicted != nullptr ? (*predicted)[i] : p.seconds;
-    const double roofline = std::max(m.bytes / *m.gpu->hbm_bandwidth.value, m.flops / (*m.gpu->bf16_flops.value * m.speedup));
+    const double roofline = std::max(m.bytes / m.bytes_per_s, m.flops / (*m.gpu->bf16_flops.value * m.speedup));
     const auto [low, high] = interval_factors(calibration, m.family, p.evidence);
     judged.push_back({{m.seconds, seconds, roofline, roofline / 0.8 + 3e-6, seconds * low, seconds * high}, &m});
   }

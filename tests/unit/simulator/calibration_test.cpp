@@ -15,6 +15,7 @@ TEST_CASE("the shipped constants are few, and at most 40 stand behind a predicti
   CHECK(c.gpus.size() == 8);
   CHECK(kGpuConstants <= 4);
   CHECK(kProfileConstants <= 6);
+  CHECK(c.links.size() == 5);
   CHECK(kGpuConstants + kProfileConstants + 1 <= 40);
   std::set<std::string> names;
   for (const Profile& p : c.profiles) CHECK(names.insert(p.name).second);
@@ -50,6 +51,27 @@ TEST_CASE("kernels are found by name; engines run what they have, else the neare
   CHECK(named(c.deployed_profile(KernelFamily::decode, "vllm", "8.6", 16, 8)) == "fa2");
   CHECK(named(c.deployed_profile(KernelFamily::matrix, "vllm", "9.0", 0, 1, "fp8")) == "gemm_sm90_fp8");
   CHECK(named(c.deployed_profile(KernelFamily::matrix, "vllm", "9.0", 0, 1, "int4_wo")) == "gemm_sm80_int4_wo");
+}
+
+TEST_CASE("engines run their own all-reduce, and the library's other collectives over the link that a board has", "[unit]") {
+  const Calibration& c = shipped_calibration();
+  const auto named = [&](const char* engine, const char* gpu, const char* operation) {
+    const Gpu& g = find_gpu(gpu);
+    return c.profiles[static_cast<std::size_t>(c.deployed_profile(KernelFamily::collective, engine, g.compute_capability, 0, 1, collective_kernel(g, operation)))].name;
+  };
+  CHECK(named("vllm", "h100", "all_reduce") == "vllm_all_reduce_nvlink");
+  CHECK(named("sglang", "rtx-4090", "all_reduce") == "vllm_all_reduce_pcie");
+  CHECK(named("trtllm", "b200", "all_reduce") == "trtllm_all_reduce_nvlink");
+  CHECK(named("transformers", "a100", "all_reduce") == "nccl_all_reduce_nvlink");
+  CHECK(named("vllm", "l40s", "all_gather") == "nccl_all_gather_pcie");
+  CHECK(c.links_of(find_gpu("h100")).c == c.links[static_cast<std::size_t>(c.find_link("h100-sxm"))].c);
+  // A board that nobody timed takes the middle of those with its kind of link; one whose link a user took away, too.
+  std::vector<double> latencies;
+  for (const LinkConstants& l : c.links)
+    if (l.nvlink) latencies.push_back(l.c[link_latency]);
+  CHECK(c.links_of(find_gpu("h200")).c[link_latency] == median(latencies));
+  CHECK_FALSE(c.links_of(parse_gpu("h100:nvlink=0GB/s")).nvlink);
+  CHECK(c.links_of(parse_gpu("h100:nvlink=0GB/s")).c == c.links_of(find_gpu("rtx-4090")).c);
 }
 
 TEST_CASE("a broken calibration is refused by its field", "[unit]") {

@@ -51,6 +51,42 @@ TEST_CASE("rows become work: bytes, groups, subsets", "[unit]") {
         Approx(4.0 * 8 * 128 * 1024 * 1025 / 2));
 }
 
+TEST_CASE("rows of collectives count messages in elements of two bytes, and what each rank sends", "[unit]") {
+  const char* header = "gpu,source,lib,op,gpus,message_elems_or_bytes,measured_ms\n";
+  const auto rows = parsed(cat(header, "H100-SXM-80GB,aic,nccl-2.29.2,all_reduce,8,1048576,0.04\nL40S,aic,nccl-2.27.3,all_gather,2,1024,0.006\n",
+                               "B200-SXM-180GB,aic,vllm-0.24.0,custom_allreduce:vLLM_custom_eager,2,128,0.02\n"));
+  REQUIRE(rows.size() == 3);
+  CHECK(rows[0].bytes == 2.0 * 7 / 8 * 2 * 1048576);
+  CHECK(rows[0].bytes_per_s == 450e9);
+  CHECK(rows[0].kernel == "nvlink:all_reduce");
+  CHECK(rows[1].bytes == 1024);
+  CHECK(rows[1].kernel == "pcie:all_gather");
+  CHECK(rows[2].kernel == "nvlink:all_reduce_eager");
+  CHECK(predict(shipped_calibration(), rows[0]).profile == "nccl_all_reduce_nvlink");
+  CHECK_THROWS_AS(parsed(cat(header, "L40S,aic,nccl-2,broadcast,2,1024,1\n")), InvalidArgument);
+  CHECK_THROWS_AS(parsed(cat(header, "L40S,aic,nccl-2,all_gather,1,1024,1\n")), InvalidArgument);
+}
+
+TEST_CASE("a collective by hand: two protocols, of which the faster one runs", "[unit]") {
+  const Machine machine{.link = 100e9};
+  const LinkConstants link{.gpu = "toy", .nvlink = true, .c = {2, 0.5, 0.8}};
+  const Profile profile{.name = "toy", .family = KernelFamily::collective, .c = {5e-6, 1e-6, 4, 20e-6, 1, 2e-6}};
+  const auto terms = [&](double ranks, double bytes) { return collective_terms(machine, link, profile, {.ranks = ranks, .message = bytes, .rounds = 2}); };
+  CHECK(terms(2, 8).launch == Approx(2 * (5e-6 + 1e-6)));
+  CHECK(terms(2, 8).share == Approx(0.5));
+  CHECK(terms(8, 8).share == Approx(0.8));
+  CHECK(terms(16, 8).share == Approx(0.8));
+  CHECK(terms(4, 8).share == Approx(1 / (1.0 / 3 / 0.5 + 2.0 / 3 / 0.8)));
+  CHECK(terms(8, 1e3).transfer == Approx(4 * 1750 / 80e9).epsilon(0.01));                             // at once
+  CHECK(terms(8, 1e9).transfer == Approx(2 * (20e-6 + 7 * 2e-6) + 1.75e9 / 80e9).epsilon(0.01));      // pipelined
+  double before = 0;
+  for (double bytes = 256; bytes < 1e9; bytes *= 1.5) {
+    const double now = terms(8, bytes).seconds();
+    CHECK(now > before);
+    before = now;
+  }
+}
+
 TEST_CASE("a broken file is refused by line and field", "[unit]") {
   const auto sentence = [](const std::string& text) -> std::string {
     try {
@@ -130,6 +166,15 @@ TEST_CASE("the shipped constants beat both rooflines on every GPU of the shipped
     CHECK(r.coverage > 0.7);
   }
   CHECK(gpus == 9);
+  int links = 0;
+  for (const ValidationRow& r : report.rows) {
+    if (r.kind != "comm" || r.profile != "*" || r.subset != "all") continue;
+    CAPTURE(r.gpu);
+    ++links;
+    CHECK(r.ours.mean < 0.5 * r.roofline.mean);
+    if (r.gpu == "*") CHECK(r.ours.median < 0.15);
+  }
+  CHECK(links == 6);
   CHECK(report.worst.size() <= 50);
   CHECK(to_text(report).find("fitted in all") != std::string::npos);
 }
