@@ -38,6 +38,8 @@ const Method& find_method(std::string_view slug) {
     if (slug == m->slug) return *m;
     names.emplace_back(m->slug);
   }
+  for (const std::string_view weights : {"batquant", "ptq161"})
+    if (slug == weights) throw InvalidArgument(cat(slug, " codes weights", slug == "batquant" ? " and activations" : "", ", no keys and values: a cache under it is full; give it as --weights ", slug));
   throw InvalidArgument(unknown_name("method", slug, names));
 }
 

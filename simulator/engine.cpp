@@ -17,7 +17,7 @@ struct FormatRow {
   const char* name;
   double bits;
 };
-constexpr std::array<FormatRow, 7> kFormats{{
+constexpr std::array<FormatRow, 9> kFormats{{
     {WeightFormat::f32, "f32", 32},
     {WeightFormat::bf16, "bf16", 16},
     {WeightFormat::fp8, "fp8", 8},          // one float32 scale for each tensor or 128x128 block: below 0.01 bit
@@ -25,6 +25,8 @@ constexpr std::array<FormatRow, 7> kFormats{{
     {WeightFormat::int8_wo, "int8_wo", 8},
     {WeightFormat::int4_wo, "int4_wo", 4.15625},  // groups of 128: fp16 scale and 4-bit zero point
     {WeightFormat::fp4, "fp4", 4.5},        // nvfp4: one e4m3 scale for each 16 weights
+    {WeightFormat::batquant, "batquant", 4.25},  // arXiv 2603.16590: MXFP4 weights and activations, one E8M0 scale for each 32
+    {WeightFormat::ptq161, "ptq161", 1.61},  // zjq0455/PTQ1.61: weights alone, a fifth of the input channels at 4 bits, the rest at 1
 }};
 
 // A step's host work: published fits of vLLM steps on H100 find 126 us a step and 4 us a running request; with

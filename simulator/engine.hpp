@@ -10,7 +10,7 @@
 
 namespace kvatlas::sim {
 
-enum class WeightFormat : std::uint8_t { f32, bf16, fp8, int8, int8_wo, int4_wo, fp4 };
+enum class WeightFormat : std::uint8_t { f32, bf16, fp8, int8, int8_wo, int4_wo, fp4, batquant, ptq161 };
 const char* name_of(WeightFormat format);
 double bits_per_weight(WeightFormat format);  // scales included
 /// throws InvalidArgument with a suggestion

@@ -47,7 +47,7 @@ Product product_of(WeightFormat format, double bits, const Gpu& gpu) {
   if (format == WeightFormat::fp8 || (format == WeightFormat::bf16 && bits >= 8))
     return gpu.fp8_flops.known() ? Product::fp8 : Product::weight_only;
   if (format == WeightFormat::int8) return gpu.int8_ops.known() ? Product::int8 : Product::weight_only;
-  if (format == WeightFormat::fp4) return gpu.fp4_flops.known() ? Product::fp4 : Product::weight_only;
+  if (format == WeightFormat::fp4 || format == WeightFormat::batquant) return gpu.fp4_flops.known() ? Product::fp4 : Product::weight_only;
   return Product::weight_only;
 }
 

@@ -34,6 +34,18 @@ TEST_CASE("a dense layer is four fused products and the head comes once", "[unit
   CHECK(find(m, "o_proj").launches == 32);
 }
 
+TEST_CASE("batquant is a product of 4-bit operands where there are units for it, ptq161 narrow weights unpacked everywhere", "[unit]") {
+  const MatrixModel blackwell = matrices("llama-3.1-8b", "b200", WeightFormat::batquant), hopper = matrices("llama-3.1-8b", "h100", WeightFormat::batquant);
+  CHECK(find(blackwell, "gate_up_proj").product == Product::fp4);
+  CHECK(find(hopper, "gate_up_proj").product == Product::weight_only);
+  const MatrixModel narrow = matrices("llama-3.1-8b", "b200", WeightFormat::ptq161), four = matrices("llama-3.1-8b", "b200", WeightFormat::int4_wo);
+  const MatrixOp& op = find(narrow, "gate_up_proj");
+  CHECK(op.product == Product::weight_only);
+  CHECK(narrow.time(op, 1).bytes == Approx(28672.0 * 4096 * 1.61 / 8 + 2 * (4096 + 28672)));
+  CHECK(narrow.time(op, 1).seconds < four.time(find(four, "gate_up_proj"), 1).seconds);
+  CHECK(blackwell.time(find(blackwell, "gate_up_proj"), 1).bytes > narrow.time(op, 1).bytes);
+}
+
 TEST_CASE("one token reads every weight once at the achieved bandwidth; many tokens are bound by the tensor units", "[unit]") {
   const MatrixModel m = matrices("llama-3.1-8b");
   const MatrixTime one = m.time(find(m, "gate_up_proj"), 1);
