@@ -73,6 +73,7 @@ std::optional<std::string> why_not(const Deployment& d) {
   if (d.ep > 1 && ((d.tp * d.dp) % d.ep != 0 || experts % d.ep != 0))
     return cat("ep is ", d.ep, ", must divide tp x dp (", d.tp * d.dp, ") and the ", experts, " experts of ", d.model->slug);
   if (auto reason = d.recipe.why_not(d.model->cache)) return reason;
+  if (d.tp > 1 && d.recipe.by_head()) return cat("tp is ", d.tp, ", must be 1 with rules by head: ranks would hold different methods");
   if (d.tp > 1)
     for (const Rule& r : d.recipe.rules())
       for (const MethodChoice* m : {&r.key, &r.value})

@@ -21,7 +21,8 @@ const Usage& methods_usage() {
                                    }(), "only methods of this family"),
                                    Option::flag("presets", "list presets (named after deployments) instead of methods")},
                        .note = "A method is written slug or slug:param=value,param=value. Keys and values apart: k=A;v=B. By layer:\n"
-                               "layers=0-1,last2:full;*:kivi:bits=2 (first match wins). Presets: vllm:fp8."};
+                               "layers=0-1,last2:full;*:kivi:bits=2 (first match wins). By kv head: heads=0-1:full;*:kivi. Both, and\n"
+                               "sides within a rule: first2&heads=0:full;*:k=kivi&v=fp8_kv. Presets: vllm:fp8, alone or as a method."};
   return u;
 }
 

@@ -1,10 +1,9 @@
 // What a bound recipe answers: sums over its parts, each part asking its methods; sides apart are put together here.
 #include <algorithm>
-#include <functional>
-#include <map>
 
 #include "core/errors.hpp"
 #include "reference/compose/edge_store.hpp"
+#include "reference/compose/parts_cache.hpp"
 #include "reference/compose/recipe.hpp"
 #include "reference/primitives/plans.hpp"
 #include "reference/primitives/side_cache.hpp"
@@ -40,63 +39,6 @@ std::unique_ptr<SideStore> open_side_of(const Rule& r, const LayerClass& c, int 
   if (sinks.value + recent.value == 0) return inner;
   return std::make_unique<EdgeStore>(std::move(inner), c.kv_heads, side == Side::key ? c.k_dim : c.v_dim, side, dtype, sinks, recent);
 }
-
-/// Caches of several parts behind one door: every layer goes to the cache of its part.
-class LayeredCache final : public KvCache {
- public:
-  using Open = std::function<std::unique_ptr<KvCache>()>;
-  /// `open` is kept: load() fills fresh caches before it replaces these. `part` is its place in the recipe.
-  void add(int part, Open open, const CacheShape& shape) {
-    for (const LayerClass& c : shape.classes)
-      for (const int l : c.layers) of_layer_[l] = caches_.size();
-    caches_.push_back(open());
-    opens_.push_back(std::move(open));
-    parts_.push_back(part);
-  }
-  void forward(int layer, const StepInput& step, View<float> out) override { at(layer).forward(layer, step, out); }
-  void end_prefill() override {
-    for (const auto& c : caches_) c->end_prefill();
-  }
-  void check_crop(Tokens length) const override {
-    for (const auto& c : caches_) c->check_crop(length);
-  }
-  void crop(Tokens length) override {
-    check_crop(length);
-    for (const auto& c : caches_) c->crop(length);
-  }
-  std::vector<NamedBuffer> buffers() const override {
-    std::vector<NamedBuffer> all;
-    for (const auto& c : caches_) {
-      auto some = c->buffers();
-      std::move(some.begin(), some.end(), std::back_inserter(all));
-    }
-    return all;
-  }
-  void load(std::span<const NamedBuffer> saved) override {
-    std::vector<std::unique_ptr<KvCache>> loaded;
-    for (const Open& open : opens_) loaded.push_back(open());
-    for (const auto& c : loaded) c->load(saved);
-    caches_ = std::move(loaded);
-  }
-  ContentCounts content_counts() const override {
-    ContentCounts all;
-    for (std::size_t i = 0; i < caches_.size(); ++i)
-      for (const auto& count : caches_[i]->content_counts().counts) all.add(count.name, count.value, parts_[i]);
-    return all;
-  }
-  Tokens kept(int layer, int kv_head) const override { return at(layer).kept(layer, kv_head); }
-
- private:
-  KvCache& at(int layer) const {
-    const auto found = of_layer_.find(layer);
-    if (found == of_layer_.end()) throw InvalidArgument(cat("layer is ", layer, ", must be a layer that caches rows"));
-    return *caches_[found->second];
-  }
-  std::vector<std::unique_ptr<KvCache>> caches_;
-  std::vector<Open> opens_;  // one a cache
-  std::vector<int> parts_;   // one a cache
-  std::map<int, std::size_t> of_layer_;
-};
 
 /// The counts of one part of a recipe.
 ContentCounts counts_of(const ContentCounts& counts, std::size_t part, std::size_t parts) {
@@ -211,23 +153,25 @@ std::unique_ptr<KvCache> BoundRecipe::open(const OpenInputs& inputs) const {
       return open_side_of(r, c, layer, side, dtype, sinks, recent);
     });
   };
-  if (parts_.size() == 1) return open_part(parts_[0], inputs);
+  if (parts_.size() == 1 && parts_[0].heads.empty()) return open_part(parts_[0], inputs);
   // Parts are opened again when a saved cache is loaded, so what they are opened with lives as long as the cache.
   const auto trained = inputs.trained != nullptr ? std::make_shared<const TensorMap>(*inputs.trained) : nullptr;
-  auto layered = std::make_unique<LayeredCache>();
+  auto cache = std::make_unique<PartsCache>(shape_);
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     const Part& p = parts_[i];
     if (p.plain_states) continue;
-    layered->add(static_cast<int>(i), [open_part, p, trained, seed = inputs.seed] { return open_part(p, {.trained = trained.get(), .seed = seed}); }, p.shape);
+    cache->add(static_cast<int>(i), [open_part, p, trained, seed = inputs.seed] { return open_part(p, {.trained = trained.get(), .seed = seed}); }, p.shape, p.heads);
   }
-  return layered;
+  return cache;
 }
 
 std::unique_ptr<SideStore> BoundRecipe::open_side(int layer, Side side) const {
   for (const Part& p : parts_)
     for (const LayerClass& c : p.shape.classes)
-      if (!p.plain_states && std::ranges::find(c.layers, layer) != c.layers.end())
+      if (!p.plain_states && std::ranges::find(c.layers, layer) != c.layers.end()) {
+        if (!p.heads.empty()) return nullptr;  // a store holds all heads of a layer
         return open_side_of(p.rule, c, layer, side, p.shape.dtype, sinks_, recent_);
+      }
   throw InvalidArgument(cat("layer is ", layer, ", must be a layer that caches rows"));
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <map>
 
 #include "core/errors.hpp"
 #include "reference/registry.hpp"
@@ -76,7 +77,7 @@ std::size_t selector_end(std::string_view text) {
   const std::size_t colon = text.find(':');
   if (colon == std::string_view::npos) return colon;
   std::string_view head = text.substr(0, colon);
-  if (head.starts_with("layers=")) return colon;
+  if (head.starts_with("layers=") || head.starts_with("heads=") || head.find('&') != std::string_view::npos) return colon;
   return parse_selector(head) && !parse_int(head) ? colon : std::string_view::npos;
 }
 
@@ -90,6 +91,92 @@ std::vector<LayerSelector> parse_selectors(std::string_view head) {
     out.push_back(*s);
   }
   return out;
+}
+
+constexpr int kMostHeads = 1024;
+
+std::vector<int> parse_heads(std::string_view list) {
+  std::vector<int> heads;
+  for (const std::string_view part : split(list, ',')) {
+    const std::size_t dash = part.find('-');
+    const auto a = parse_int(part.substr(0, dash));
+    const auto b = dash == std::string_view::npos ? a : parse_int(part.substr(dash + 1));
+    if (!a || !b || *a > *b || *b >= kMostHeads) throw InvalidArgument(cat("heads is \"", part, "\", must be A-B or a number, below ", kMostHeads));
+    for (int h = *a; h <= *b; ++h) heads.push_back(h);
+  }
+  std::ranges::sort(heads);
+  const auto repeated = std::ranges::unique(heads);
+  heads.erase(repeated.begin(), repeated.end());
+  return heads;
+}
+
+std::string spell_heads(const std::vector<int>& heads) {
+  std::string text;
+  for (std::size_t i = 0; i < heads.size();) {
+    std::size_t last = i;
+    while (last + 1 < heads.size() && heads[last + 1] == heads[last] + 1) ++last;
+    text += cat(text.empty() ? "" : ",", heads[i], last > i ? cat("-", heads[last]) : "");
+    i = last + 1;
+  }
+  return text;
+}
+
+/// "layers=0-1,last2", "heads=0-3" or both with & between them.
+void parse_selection(std::string_view head, Rule& rule) {
+  rule.layers = {LayerSelector{}};
+  bool layers = false;
+  for (const std::string_view part : split(head, '&')) {
+    if (part.starts_with("heads=")) {
+      if (!rule.heads.empty()) throw InvalidArgument(cat("rule selects heads= twice in \"", head, "\""));
+      rule.heads = parse_heads(part.substr(6));
+      continue;
+    }
+    if (layers) throw InvalidArgument(cat("rule selects layers twice in \"", head, "\""));
+    rule.layers = parse_selectors(part);
+    layers = true;
+  }
+}
+
+std::string spell_selection(const Rule& rule) {
+  const bool everywhere = rule.layers.size() == 1 && rule.layers[0].kind == LayerSelector::Kind::all;
+  std::string text;
+  if (!everywhere || rule.heads.empty()) {
+    for (const LayerSelector& s : rule.layers) text += cat(text.empty() ? "" : ",", spell(s));
+    if (rule.layers.size() > 1 || rule.layers[0].kind == LayerSelector::Kind::range) text = cat("layers=", text);
+  }
+  if (!rule.heads.empty()) text += cat(text.empty() ? "" : "&", "heads=", spell_heads(rule.heads));
+  return text;
+}
+
+/// What a name stands for on one side: a method, or a preset of one method.
+MethodChoice named_choice(std::string_view text, Side side) {
+  std::vector<std::string_view> names;
+  bool deployment = false;
+  for (const Preset& p : presets()) {
+    if (text == p.name) {
+      const Recipe recipe = Recipe::parse(p.recipe);
+      if (recipe.rules().size() > 1 || recipe.sinks().value + recipe.recent().value > 0)
+        throw InvalidArgument(cat("preset ", p.name, " has rules of its own (", p.recipe, "), must stand alone"));
+      return side == Side::key ? recipe.rules()[0].key : recipe.rules()[0].value;
+    }
+    names.push_back(p.name);
+    deployment = deployment || p.name.substr(0, p.name.find(':')) == text.substr(0, text.find(':'));
+  }
+  // "vllm:xyz" is meant as a preset when the part before the colon names a deployment.
+  if (deployment && text.find(':') != std::string_view::npos) throw InvalidArgument(unknown_name("preset", text, names));
+  return parse_choice(text);
+}
+
+bool names_side(std::string_view text) { return text.starts_with("k=") || text.starts_with("v="); }
+
+/// Reads "k=A", "v=B" or both with & between them.
+void parse_sides(std::string_view text, std::optional<MethodChoice>& key, std::optional<MethodChoice>& value) {
+  for (const std::string_view part : split(text, '&')) {
+    if (!names_side(part)) throw InvalidArgument(cat("rule is \"", text, "\", must name sides as k=METHOD&v=METHOD"));
+    std::optional<MethodChoice>& side = part.front() == 'k' ? key : value;
+    if (side) throw InvalidArgument(cat("method names ", part.front(), "= twice"));
+    side = named_choice(part.substr(2), part.front() == 'k' ? Side::key : Side::value);
+  }
 }
 
 }  // namespace
@@ -136,24 +223,12 @@ Recipe Recipe::of(MethodChoice choice) {
 Recipe Recipe::parse(std::string_view text) {
   for (const Preset& p : presets())
     if (text == p.name) return parse(p.recipe);
-  if (const std::size_t colon = text.find(':'); colon != std::string_view::npos && text.find(';') == std::string_view::npos) {
-    // "vllm:xyz" is meant as a preset when the part before the colon names a deployment.
-    std::vector<std::string_view> names;
-    bool deployment = false;
-    for (const Preset& p : presets()) {
-      names.push_back(p.name);
-      deployment = deployment || p.name.substr(0, p.name.find(':')) == text.substr(0, colon);
-    }
-    if (deployment) throw InvalidArgument(unknown_name("preset", text, names));
-  }
   Recipe r;
   std::optional<MethodChoice> key, value;
   for (const std::string_view piece : split(text, ';')) {
     if (piece.empty()) throw InvalidArgument(cat("method is \"", text, "\", must not have an empty rule"));
-    if (piece.starts_with("k=") || piece.starts_with("v=")) {
-      std::optional<MethodChoice>& side = piece.front() == 'k' ? key : value;
-      if (side) throw InvalidArgument(cat("method names ", piece.front(), "= twice"));
-      side = parse_choice(piece.substr(2));
+    if (names_side(piece)) {
+      parse_sides(piece, key, value);
       continue;
     }
     if (piece.starts_with("sinks=") || piece.starts_with("recent=")) {
@@ -167,16 +242,24 @@ Recipe Recipe::parse(std::string_view text) {
     Rule rule;
     std::string_view body = piece;
     if (const std::size_t end = selector_end(piece); end != std::string_view::npos) {
-      rule.layers = parse_selectors(piece.substr(0, end));
+      parse_selection(piece.substr(0, end), rule);
       body = piece.substr(end + 1);
     } else {
       rule.layers = {LayerSelector{}};
     }
-    rule.key = rule.value = parse_choice(body);
+    if (names_side(body)) {
+      std::optional<MethodChoice> k, v;
+      parse_sides(body, k, v);
+      rule.key = k.value_or(parse_choice("full"));
+      rule.value = v.value_or(parse_choice("full"));
+    } else {
+      rule.key = named_choice(body, Side::key);
+      rule.value = named_choice(body, Side::value);
+    }
     r.rules_.push_back(std::move(rule));
   }
   if (key || value) {
-    if (!r.rules_.empty()) throw InvalidArgument("method mixes k=/v= with rules by layer; use one of the two");
+    if (!r.rules_.empty()) throw InvalidArgument("method mixes k=/v= with rules; write sides within a rule: *:k=METHOD&v=METHOD");
     const MethodChoice plain = parse_choice("full");
     r.rules_.push_back({.layers = {LayerSelector{}}, .key = key.value_or(plain), .value = value.value_or(plain)});
   }
@@ -188,45 +271,89 @@ std::string Recipe::canonical() const {
   std::string text;
   if (sinks_.value > 0) text += cat("sinks=", sinks_.value, ":full;");
   if (recent_.value > 0) text += cat("recent=", recent_.value, ":full;");
-  if (rules_.size() == 1 && rules_[0].layers.size() == 1 && rules_[0].layers[0].kind == LayerSelector::Kind::all) {
+  if (rules_.size() == 1 && rules_[0].layers.size() == 1 && rules_[0].layers[0].kind == LayerSelector::Kind::all && rules_[0].heads.empty()) {
     const Rule& r = rules_[0];
     return text + (r.apart() ? cat("k=", r.key.canonical(), ";v=", r.value.canonical()) : r.key.canonical());
   }
   for (std::size_t i = 0; i < rules_.size(); ++i) {
-    std::string layers;
-    for (const LayerSelector& s : rules_[i].layers) layers += cat(layers.empty() ? "" : ",", spell(s));
-    const bool numbers = rules_[i].layers.size() > 1 || rules_[i].layers[0].kind == LayerSelector::Kind::range;
-    text += cat(i > 0 ? ";" : "", numbers ? "layers=" : "", layers, ":", rules_[i].key.canonical());
+    const Rule& r = rules_[i];
+    text += cat(i > 0 ? ";" : "", spell_selection(r), ":", r.apart() ? cat("k=", r.key.canonical(), "&v=", r.value.canonical()) : r.key.canonical());
   }
   return text;
 }
 
-std::optional<std::string> Recipe::why_not(const CacheShape& shape) const {
-  if (auto reason = kvatlas::why_not(shape)) return reason;
-  const int layers = [&] {
-    int last = 0;
-    for (const LayerClass& c : shape.classes)
-      if (!c.layers.empty()) last = std::max(last, c.layers.back() + 1);
-    return last;
-  }();
-  std::vector<std::vector<int>> served(rules_.size());
+bool Recipe::by_head() const {
+  return std::any_of(rules_.begin(), rules_.end(), [](const Rule& r) { return !r.heads.empty(); });
+}
+
+struct Recipe::Share {
+  std::size_t rule = 0;
+  std::vector<int> heads;  // empty: all
+  CacheShape shape;
+};
+
+/// Every head of every layer goes to its first rule. throws Unsupported where there is none
+std::vector<Recipe::Share> Recipe::shares(const CacheShape& shape) const {
+  int layers = 0;
+  for (const LayerClass& c : shape.classes)
+    if (!c.layers.empty()) layers = std::max(layers, c.layers.back() + 1);
+  std::map<std::pair<std::size_t, std::vector<int>>, std::vector<int>> served;  // rule and heads to layers
   for (const LayerClass& c : shape.classes)
     for (const int l : c.layers) {
       if (!has_rows(c)) continue;
-      const auto rule = std::find_if(rules_.begin(), rules_.end(), [&](const Rule& r) { return matches(r, c, l, layers); });
-      if (rule == rules_.end()) return cat("layer ", l, " matches no rule; end the rules with *:METHOD");
-      served[static_cast<std::size_t>(rule - rules_.begin())].push_back(l);
+      std::map<std::size_t, std::vector<int>> heads;
+      for (int h = 0; h < std::max(1, c.kv_heads); ++h) {
+        const auto rule = std::find_if(rules_.begin(), rules_.end(), [&](const Rule& r) {
+          return matches(r, c, l, layers) && (r.heads.empty() || std::ranges::binary_search(r.heads, h));
+        });
+        if (rule == rules_.end()) throw Unsupported(cat("layer ", l, by_head() ? cat(", kv head ", h) : "", " matches no rule; end the rules with *:METHOD"));
+        heads[static_cast<std::size_t>(rule - rules_.begin())].push_back(h);
+      }
+      for (auto& [rule, some] : heads) {
+        if (static_cast<int>(some.size()) == std::max(1, c.kv_heads)) some.clear();
+        served[{rule, some}].push_back(l);
+      }
+      for (const Rule& r : rules_)
+        if (matches(r, c, l, layers) && !r.heads.empty() && r.heads.back() >= c.kv_heads)
+          throw Unsupported(cat("heads is ", spell_heads(r.heads), ", must be below the ", c.kv_heads, " kv heads of layer ", l));
     }
-  for (std::size_t i = 0; i < rules_.size(); ++i) {
-    if (served[i].empty()) continue;
-    const Rule& rule = rules_[i];
-    const CacheShape part = shape_of_layers(shape, served[i]);
+  std::vector<Share> out;
+  for (auto& [key, some] : served) {
+    std::ranges::sort(some);
+    Share share{.rule = key.first, .heads = key.second, .shape = shape_of_layers(shape, some)};
+    if (!share.heads.empty())
+      for (LayerClass& c : share.shape.classes) {
+        c.q_heads = c.q_per_kv() * static_cast<int>(share.heads.size());
+        c.kv_heads = static_cast<int>(share.heads.size());
+      }
+    out.push_back(std::move(share));
+  }
+  return out;
+}
+
+std::optional<std::string> Recipe::why_not(const CacheShape& shape) const {
+  if (auto reason = kvatlas::why_not(shape)) return reason;
+  std::vector<Share> parts;
+  try {
+    parts = shares(shape);
+  } catch (const Unsupported& e) {
+    return e.what();
+  }
+  for (const Share& share : parts) {
+    const Rule& rule = rules_[share.rule];
+    const CacheShape& part = share.shape;
     for (const MethodChoice* m : {&rule.key, &rule.value}) {
       if (m->method->ledger_formula == nullptr) return cat(m->method->slug, " keeps no cache of its own");
       if (auto reason = kvatlas::why_not(*m->method, m->row, part)) return cat(m->method->slug, ": ", *reason);
+      if (!share.heads.empty() && !m->method->needs.empty())
+        return cat(m->method->slug, " needs ", name_of(m->method->needs.front()), " of all heads; rules by head are for methods that take rows alone");
       if ((rule.apart() || sinks_.value > 0 || recent_.value > 0) && m->method->open_side == nullptr)
         return cat(m->method->slug, " codes keys and values together; sides, sinks= and recent= need methods that code them apart");
     }
+    for (const LayerClass& c : part.classes)
+      if (!share.heads.empty() && (c.alibi || c.index_dim > 0 || c.kind == RowKind::latent))
+        return cat("layer ", c.layers.front(), c.alibi ? " has slopes that follow a head's place" : " keeps rows that all heads share",
+                   ": rules by head cannot part it");
     if (sinks_.value > 0 || recent_.value > 0)
       for (const LayerClass& c : part.classes)
         if (c.window.value > 0)
@@ -242,22 +369,11 @@ BoundRecipe Recipe::bind(const CacheShape& shape) const {
   bound.shape_ = shape;
   bound.sinks_ = sinks_;
   bound.recent_ = recent_;
-  int last = 0;
-  for (const LayerClass& c : shape.classes)
-    if (!c.layers.empty()) last = std::max(last, c.layers.back() + 1);
-  std::vector<std::vector<int>> served(rules_.size());
+  for (Share& share : shares(shape))
+    bound.parts_.push_back({.rule = rules_[share.rule], .shape = std::move(share.shape), .heads = std::move(share.heads)});
   std::vector<int> states;
   for (const LayerClass& c : shape.classes)
-    for (const int l : c.layers) {
-      if (!has_rows(c)) {
-        states.push_back(l);
-        continue;
-      }
-      const auto rule = std::find_if(rules_.begin(), rules_.end(), [&](const Rule& r) { return matches(r, c, l, last); });
-      served[static_cast<std::size_t>(rule - rules_.begin())].push_back(l);
-    }
-  for (std::size_t i = 0; i < rules_.size(); ++i)
-    if (!served[i].empty()) bound.parts_.push_back({.rule = rules_[i], .shape = shape_of_layers(shape, served[i])});
+    if (!has_rows(c)) states.insert(states.end(), c.layers.begin(), c.layers.end());
   if (!states.empty())
     bound.parts_.push_back({.rule = Recipe::of(parse_choice("full")).rules_[0], .shape = shape_of_layers(shape, states), .plain_states = true});
   return bound;

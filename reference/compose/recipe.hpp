@@ -4,10 +4,14 @@
 //   kivi:bits=2,residual_window=64           with parameters
 //   k=kivi:bits=2;v=kivi:bits=4              keys and values apart
 //   layers=0-1,last2:full;*:kivi:bits=2      rules by layer, first match wins
+//   heads=0-1,5:full;*:kivi                  rules by kv head, in every layer
+//   layers=0-3&heads=0:full;*:k=kivi&v=full  both at once; sides apart within a rule
 //   sinks=4:full;*:kivi                      the first tokens (sinks=N) or the newest (recent=N) stay plain
-//   vllm:fp8                                 a preset, named after a deployment
+//   vllm:fp8                                 a preset, named after a deployment; one of a single method may stand for it
+//                                            anywhere: first2:full;*:vllm:fp8, k=llama.cpp:q8_0;v=llama.cpp:q4_0
 //
-// Layer selectors: *, windowed, global, firstN, lastN, layers=A-B,C,lastN.
+// Layer selectors: *, windowed, global, firstN, lastN, layers=A-B,C,lastN. A rule by head opens a cache of its own over its
+// heads, as if the model had no others.
 #pragma once
 
 #include <memory>
@@ -41,6 +45,7 @@ struct LayerSelector {
 
 struct Rule {
   std::vector<LayerSelector> layers;  // any of them matches
+  std::vector<int> heads{};           // kv heads, ascending; empty: all
   MethodChoice key, value;            // equal unless sides are apart
   bool apart() const { return !(key == value); }
 };
@@ -65,6 +70,7 @@ class Recipe {
   const std::vector<Rule>& rules() const { return rules_; }
   Tokens sinks() const { return sinks_; }
   Tokens recent() const { return recent_; }
+  bool by_head() const;
   /// The method of the last rule: what the recipe is mainly about.
   const Method& main() const { return *rules_.back().key.method; }
 
@@ -75,6 +81,8 @@ class Recipe {
 
  private:
   friend class BoundRecipe;
+  struct Share;  // of a rule: the layers that it serves with the same heads
+  std::vector<Share> shares(const CacheShape& shape) const;
   std::vector<Rule> rules_;
   Tokens sinks_{0}, recent_{0};
 };
@@ -89,7 +97,7 @@ class BoundRecipe {
   Plan released_decode_plan(const History& h, const ContentCounts& counts = {}) const;
   Plan prefill_plan(const History& h, const ContentCounts& counts = {}) const;
   std::unique_ptr<KvCache> open(const OpenInputs& inputs = {}) const;
-  /// The store of one side of a layer; null where the layer's method does not code keys and values apart.
+  /// The store of one side of a layer; null where the layer's method does not code keys and values apart, or a rule by head parts it.
   std::unique_ptr<SideStore> open_side(int layer, Side side) const;
   const CacheShape& shape() const { return shape_; }
 
@@ -99,6 +107,7 @@ class BoundRecipe {
     Rule rule;
     CacheShape shape;
     bool plain_states = false;  // layers without rows: nothing to compress
+    std::vector<int> heads{};   // kv heads of the whole shape that `shape` holds; empty: all
   };
   CacheShape shape_;
   std::vector<Part> parts_;

@@ -47,6 +47,8 @@ TEST_CASE("a recipe has one canonical text however it was written", "[unit]") {
 
 TEST_CASE("every wrong recipe gets one sentence that names the text and what is allowed", "[unit]") {
   CHECK(refusal("kivy") == "\"kivy\": unknown method; did you mean \"kivi\"?");
+  CHECK(refusal("batquant") == "batquant codes weights and activations, no keys and values: a cache under it is full; give it as --weights batquant");
+  CHECK(refusal("ptq161") == "ptq161 codes weights, no keys and values: a cache under it is full; give it as --weights ptq161");
   CHECK(refusal("kivi:bit=2") == "\"bit\": unknown parameter of kivi; did you mean \"bits\"?");
   CHECK(refusal("full:bits=2") == "full: \"bits\" is no parameter; the method has none");
   CHECK(refusal("kivi:bits") == "kivi: bits lacks a value, write bits=VALUE");
@@ -54,7 +56,13 @@ TEST_CASE("every wrong recipe gets one sentence that names the text and what is 
   CHECK(refusal("vllm:fp9") == "\"vllm:fp9\": unknown preset; did you mean \"vllm:fp8\"?");
   CHECK(refusal("layers=2-1:full;*:kivi") == "layers is \"2-1\", must be A-B, a number, firstN, lastN, windowed, global or *");
   CHECK(refusal("k=kivi;k=full") == "method names k= twice");
-  CHECK(refusal("k=kivi;*:full") == "method mixes k=/v= with rules by layer; use one of the two");
+  CHECK(refusal("k=kivi;*:full") == "method mixes k=/v= with rules; write sides within a rule: *:k=METHOD&v=METHOD");
+  CHECK(refusal("first2:full;*:vllm:fp9") == "\"vllm:fp9\": unknown preset; did you mean \"vllm:fp8\"?");
+  CHECK(refusal("first2:vllm:turboquant_k8v4;*:full").starts_with("preset vllm:turboquant_k8v4 has rules of its own ("));
+  CHECK(refusal("heads=3-1:full;*:kivi") == "heads is \"3-1\", must be A-B or a number, below 1024");
+  CHECK(refusal("heads=0&heads=1:full;*:kivi") == "rule selects heads= twice in \"heads=0&heads=1\"");
+  CHECK(refusal("layers=0&last2:full;*:kivi") == "rule selects layers twice in \"layers=0&last2\"");
+  CHECK(refusal("*:k=kivi&kivi") == "rule is \"k=kivi&kivi\", must name sides as k=METHOD&v=METHOD");
   CHECK(refusal("sinks=x:full;kivi") == "rule is \"sinks=x:full\", must be sinks=N:full or recent=N:full");
   CHECK(refusal("") == "method is \"\", must not have an empty rule");
   CHECK(refusal("sinks=4:full") == "method is \"sinks=4:full\", must name a method");
@@ -119,6 +127,89 @@ TEST_CASE("a preset is its recipe, every preset parses", "[unit]") {
     CHECK(Recipe::parse(p.name).canonical() == Recipe::parse(p.recipe).canonical());
     CHECK(!p.source.empty());
   }
+}
+
+TEST_CASE("a preset of one method stands for it in rules and on sides", "[unit]") {
+  CHECK(Recipe::parse("layers=0-1,last2:full;*:vllm:fp8").canonical() == "layers=0-1,last2:full;*:fp8_kv");
+  CHECK(Recipe::parse("k=llama.cpp:q8_0;v=llama.cpp:q4_0").canonical() == "k=llamacpp_kv;v=llamacpp_kv:k_type=q4_0,v_type=q4_0");
+  CHECK(Recipe::parse("sinks=4:full;trtllm:nvfp4").canonical() == "sinks=4:full;nvfp4_kv");
+  CHECK(Recipe::parse("heads=0:full;*:k=vllm:fp8&v=trtllm:nvfp4").canonical() == "heads=0:full;*:k=fp8_kv&v=nvfp4_kv");
+  const CacheShape shape = small_shape();
+  for (const Preset& p : presets()) {
+    CAPTURE(p.name);
+    const Recipe alone = Recipe::parse(p.name);
+    CHECK(alone.why_not(shape) == std::nullopt);
+    if (alone.rules().size() == 1) CHECK(Recipe::parse(cat("first2:full;*:", p.name)).why_not(shape) == std::nullopt);
+  }
+}
+
+TEST_CASE("sides apart within a rule are those of a recipe of that rule alone", "[unit]") {
+  const CacheShape shape = small_shape();
+  CHECK(run("layers=0-5:k=fp8_kv&v=kivi:residual_window=32;*:full", shape).first == run("k=fp8_kv;v=kivi:residual_window=32", shape).first);
+  const auto [bits, counted] = run("first2:k=fp8_kv;*:kivi:residual_window=32", shape);
+  const History h{.prompt = Tokens(70), .generated = Tokens(5), .chunk = Tokens(70)};
+  CHECK(Recipe::parse("first2:k=fp8_kv;*:kivi:residual_window=32").bind(shape).ledger(h).total() == counted.total());
+}
+
+TEST_CASE("rules by head: a head's output is that of its method over all heads, bytes add up, save and load go on", "[unit]") {
+  const CacheShape shape = uniform_shape(2, 6, 3, 64, Dtype::bf16, {.rotary_dim = 64});
+  const std::string text = "heads=2,0:kivi:residual_window=32;layers=1&heads=1:fp8_kv;*:full";
+  const BoundRecipe bound = Recipe::parse(text).bind(shape);
+  CHECK(Recipe::parse(text).canonical() == "heads=0,2:kivi:residual_window=32;layers=1&heads=1:fp8_kv;*:full");
+  CHECK(Recipe::parse("heads=3,0-1,1:full;*:kivi").canonical() == "heads=0-1,3:full;*:kivi");
+  const Scenario s{.method = nullptr, .shape = shape, .row = {}, .prompt = 70, .chunk = 70, .decode = 6, .seed = 11};
+  const auto mixed = bound.open(), kivi = Recipe::parse("kivi:residual_window=32").bind(shape).open(), fp8 = Recipe::parse("fp8_kv").bind(shape).open(),
+             full = Recipe::parse("full").bind(shape).open();
+  for (const auto& c : {mixed.get(), kivi.get(), fp8.get(), full.get()}) run_prompt(*c, s);
+  const std::size_t head = 2 * 64;  // values of the query heads of one kv head
+  for (int step = 0; step < 5; ++step) {
+    const auto ours = run_decode(*mixed, s, step, 1), k = run_decode(*kivi, s, step, 1), f = run_decode(*fp8, s, step, 1), p = run_decode(*full, s, step, 1);
+    const auto same = [&](const std::vector<std::uint32_t>& of, std::size_t layer, std::size_t kv_head) {
+      const auto at = static_cast<std::ptrdiff_t>((layer * 3 + kv_head) * head);
+      return std::equal(of.begin() + at, of.begin() + at + static_cast<std::ptrdiff_t>(head), ours.begin() + at);
+    };
+    REQUIRE(ours.size() == 6 * head);
+    for (std::size_t layer = 0; layer < 2; ++layer) {
+      CHECK(same(k, layer, 0));
+      CHECK(same(k, layer, 2));
+      CHECK(same(layer == 0 ? p : f, layer, 1));
+      CHECK(!same(p, layer, 0));
+    }
+  }
+  const Ledger counted = count_ledger(mixed->buffers());
+  const History h{.prompt = Tokens(70), .generated = Tokens(5), .chunk = Tokens(70)};
+  const Ledger formula = bound.ledger(h);
+  for (const LedgerEntry& e : counted.entries()) CHECK(formula.of(e.component, e.side) == e.bytes);
+  CHECK(formula.total() == counted.total());
+  CHECK(bound.decode_plan(h).read_bytes() > 0);
+  CHECK(mixed->kept(1, 2).value == 75);
+  CHECK(bound.open_side(0, Side::key) == nullptr);
+
+  const auto other = bound.open();
+  other->load(mixed->buffers());
+  CHECK(digest(other->buffers()) == digest(mixed->buffers()));
+  CHECK(run_decode(*other, s, 5, 1) == run_decode(*mixed, s, 5, 1));
+}
+
+TEST_CASE("rules by head refuse what they cannot part, and a refused step changes nothing", "[unit]") {
+  const CacheShape shape = uniform_shape(1, 4, 2, 64, Dtype::bf16, {.rotary_dim = 64});
+  CHECK(Recipe::parse("heads=0-2:full;*:kivi").why_not(shape) == "heads is 0-2, must be below the 2 kv heads of layer 0");
+  CHECK(Recipe::parse("heads=0:full").why_not(shape) == "layer 0, kv head 1 matches no rule; end the rules with *:METHOD");
+  CHECK(Recipe::parse("heads=0:duo_attention;*:full").why_not(shape).has_value());
+  CacheShape sloped = shape;
+  sloped.classes[0].alibi = true;
+  sloped.classes[0].rope = {};
+  CHECK(Recipe::parse("heads=0:full;*:fp8_kv").why_not(sloped) == "layer 0 has slopes that follow a head's place: rules by head cannot part it");
+
+  const auto cache = Recipe::parse("heads=0:full;*:kvquant:sinks=0").bind(shape).open();
+  Scenario s{.method = nullptr, .shape = shape, .row = {}, .prompt = 8, .chunk = 8, .decode = 2, .seed = 3};
+  run_prompt(*cache, s);
+  const std::uint64_t before = digest(cache->buffers());
+  const Array q({4, 1, 64}, 0.5F), k({2, 1, 64}, 0.5F);
+  Array out({4, 1, 64});
+  const std::int64_t far = 99;  // kvquant keeps keys before RoPE and refuses the gap, full would not
+  CHECK_THROWS_AS(cache->forward(0, {.q = q.view(), .k = k.view(), .v = k.view(), .positions = View<const std::int64_t>(&far, {1})}, out.view()), Unsupported);
+  CHECK(digest(cache->buffers()) == before);
 }
 
 TEST_CASE("parts of a recipe crop and load together or not at all", "[unit]") {
