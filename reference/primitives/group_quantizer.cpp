@@ -103,7 +103,12 @@ float GroupQuantizer::decode(std::uint32_t code, Meta m) const {
   switch (scheme) {
     case QuantScheme::integer_zero: return m.scale * (value - m.zero);
     case QuantScheme::absmax: return (code >> (bits - 1) != 0 ? value - static_cast<float>(1 << bits) : value) * m.scale;
-    case QuantScheme::minmax: break;
+    case QuantScheme::minmax:
+      if (stepwise_decode) {
+        const float bound = largest_of(work), product = num::round_to(work, num::clamp(value * m.scale, -bound, bound));
+        return num::round_to(work, num::clamp(product + m.zero, -bound, bound));
+      }
+      break;
   }
   return num::fma(value, m.scale, m.zero);
 }

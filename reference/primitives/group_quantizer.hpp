@@ -4,7 +4,8 @@
 // saturating at its largest value. low and high are the extremes times `clip`; top = 2^bits - 1; n = `levels`, else the
 // scheme's own count.
 //   minmax        scale = (high - low) / n, n = top; zero = low
-//                 code = clamp(round((x - zero) / scale), 0, top); value = fma(code, scale, zero)
+//                 code = clamp(round((x - zero) / scale), 0, top); value = fma(code, scale, zero); stepwise_decode: code * scale,
+//                 rounded to work, + zero, rounded to work
 //   integer_zero  scale = (high - low) / n, n = top; zero = round(-low / scale), a whole number of either sign
 //                 code = clamp(round(x / scale) + zero, 0, top); value = scale * (code - zero)
 //   absmax        scale = max(largest |x| * clip / n, least_scale), n = 2^(bits-1) - 1; no zero
@@ -47,6 +48,7 @@ struct GroupQuantizer {
   float least_scale = 0.0F;
   bool exact_scale = false;   // codes are made from the scale before it is rounded to meta
   bool reciprocal = false;    // x * (1 / scale) in place of x / scale
+  bool stepwise_decode = false;  // minmax: product and sum each rounded to work
 
   struct Meta {
     float scale = 0, zero = 0;

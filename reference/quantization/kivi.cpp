@@ -2,9 +2,11 @@
 // Source    arXiv 2402.02750, algorithm 1; jy-yuan/KIVI quant/new_pack.py (codes), models/llama_kivi.py (when rows are coded),
 //           quant/csrc/gemv_cuda.cu (decoding)
 // Keeps     every token; keys after RoPE; the newest residual_window values and up to as many keys stay in the cache's dtype
+//           (a side in groups along tokens is flushed, a side in groups along channels is coded token by token)
 // Deviates  group of equal values: scale 0, codes 0 (released: 0/0); key codes lie in blocks of group_size tokens, each laid out
 //           as the released tensor, so that a flush appends; any number of new tokens a step (released: one)
 #include <algorithm>
+#include <array>
 
 #include "core/errors.hpp"
 #include "core/kernels/store.hpp"
@@ -17,17 +19,29 @@
 namespace kvatlas::methods {
 namespace {
 
+enum class Groups : std::uint8_t { channel, token };
+constexpr std::array<std::string_view, 2> kGroups{"channel", "token"};
+enum class Decode : std::uint8_t { kernel, helper };
+constexpr std::array<std::string_view, 2> kDecodes{"kernel", "helper"};
+
 struct Params {
   int bits = 2;
   int group_size = 32;
   Tokens residual_window{128};
+  Groups key_groups = Groups::channel;
+  Groups value_groups = Groups::token;
+  Decode decode = Decode::kernel;
   static constexpr auto fields() {
     return std::tuple{
         field(&Params::bits, "bits", "bit", 2, 8, "code width: 2, 4 or 8"),
         field(&Params::group_size, "group_size", "element", 8, 256, "tokens of a key channel, channels of a value, that share a scale"),
         field(&Params::residual_window, "residual_window", "token", 8, 4096,
-              "newest values kept plain; keys are coded in flushes of this many tokens")};
+              "newest values kept plain; keys are coded in flushes of this many tokens"),
+        choice(&Params::key_groups, "key_groups", kGroups, "keys that share a scale: tokens of a channel, or channels of a token (the paper's comparison)"),
+        choice(&Params::value_groups, "value_groups", kGroups, "values that share a scale: channels of a token, or tokens of a channel (the paper's comparison)"),
+        choice(&Params::decode, "decode", kDecodes, "kernel: one fused multiply-add in float32; helper: product and sum rounded to fp16")};
   }
+  GroupAxis axis(Side side) const { return (side == Side::key ? key_groups : value_groups) == Groups::channel ? GroupAxis::tokens : GroupAxis::channels; }
 };
 
 std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
@@ -37,22 +51,24 @@ std::optional<std::string> why_not(const Params& p, const CacheShape& shape) {
   if (p.residual_window.value % p.group_size != 0)
     return cat("residual_window is ", p.residual_window.value, ", must be a multiple of group_size (", p.group_size, ")");
   for (const LayerClass& c : shape.classes)
-    if (c.kind == RowKind::kv && c.v_dim % p.group_size != 0) return cat("group_size is ", p.group_size, ", must divide head_dim (", c.v_dim, ")");
+    for (const Side side : {Side::key, Side::value})
+      if (c.kind == RowKind::kv && p.axis(side) == GroupAxis::channels && dim_of(c, side) % p.group_size != 0)
+        return cat("group_size is ", p.group_size, ", must divide head_dim (", dim_of(c, side), ")");
   return why_not_sides("kivi", shape, kWholeRows);
 }
 
-/// Keys are flushed when residual_window of them wait; a prompt leaves its remainder. Values are coded one by one.
+/// Groups along tokens are flushed when residual_window of them wait; a prompt leaves its remainder. Others are coded one by one.
 Tokens coded_rows(const Params& p, Side side, Tokens rows) {
-  return side == Side::key ? rows - Tokens(rows.value % p.residual_window.value) : std::max(Tokens(0), rows - p.residual_window);
+  return p.axis(side) == GroupAxis::tokens ? rows - Tokens(rows.value % p.residual_window.value) : std::max(Tokens(0), rows - p.residual_window);
 }
 
 GroupQuantizer quantizer(const Params& p, Side side) {
-  return {.bits = p.bits, .group_size = p.group_size, .axis = side == Side::key ? GroupAxis::tokens : GroupAxis::channels};
+  return {.bits = p.bits, .group_size = p.group_size, .axis = p.axis(side), .stepwise_decode = p.decode == Decode::helper};
 }
 
 SideLayout side_layout(const Params& p, const LayerClass&, Side side, Dtype, Tokens context) {
   return {.format = quantizer(p, side).format(), .plain = context - coded_rows(p, side, context),
-          .flush = side == Side::key ? p.residual_window : Tokens(1)};
+          .flush = p.axis(side) == GroupAxis::tokens ? p.residual_window : Tokens(1)};
 }
 
 Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) {
@@ -109,6 +125,8 @@ std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, 
                                          [p, side](Tokens rows) { return coded_rows(p, side, rows); });
 }
 
+constexpr Compat kCompat[] = {{"decode=helper", "the released Python helper rounds product and sum to fp16, the released kernel rounds once in float32"}};
+
 std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const OpenInputs&) {
   return std::make_unique<SideCache>(
       shape, [p, dtype = shape.dtype](const LayerClass& c, int layer, Side side) { return open_side(p, c, layer, side, dtype); });
@@ -120,6 +138,7 @@ extern constinit const Method kivi{
     .slug = "kivi", .name = "KIVI", .family = Family::quantization,
     .paper = {.title = "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache", .url = "https://arxiv.org/abs/2402.02750", .year = 2024},
     .params = specs<Params>,
+    .compat = kCompat,
     .serving = {.prefix_cache = {Works::partly, "a shared prefix ends at a multiple of residual_window; its newest values must be coded anew"},
                 .paged_cache = {Works::partly, "pages must hold whole key groups, plain rows live beside them"},
                 .chunked_prefill = {Works::yes, "rows stay plain until the prompt ends, so the peak is the dense cache"},
@@ -130,8 +149,10 @@ extern constinit const Method kivi{
                 .multi_turn = {Works::partly, "a later turn attends to coded rows, which the released code cannot run"}},
     .exact_when = "residual_window=4096",
     .notes = "Inputs are rounded to fp16 before they are coded, saturating at 65504, whatever the dtype of the cache; scales and minima "
-             "are fp16. Codes are decoded by one fused multiply-add in float32, as the released kernel does; the released Python "
-             "helper rounds product and sum to fp16. residual_window=4096 equals the full cache up to 4095 tokens. "
+             "are fp16. Codes are decoded by one fused multiply-add in float32, as the released kernel does; decode=helper is the released "
+             "Python helper, which rounds product and sum to fp16. key_groups=token and value_groups=channel are the paper's "
+             "comparisons; no released kernel reads them. Keys and values of different widths: k=kivi:bits=2;v=kivi:bits=4. "
+             "residual_window=4096 equals the full cache up to 4095 tokens. "
              "A cache saved inside a prompt resumes as if the prompt had ended.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>,

@@ -2,6 +2,7 @@
 
 #include "core/errors.hpp"
 #include "reference/compose/recipe.hpp"
+#include "reference/primitives/group_quantizer.hpp"
 #include "reference/registry.hpp"
 #include "tests/catch.hpp"
 #include "tests/support/scenario.hpp"
@@ -122,6 +123,63 @@ TEST_CASE("kivi: sides apart and plain edges are counted as their formula says",
   }
 }
 #endif
+
+TEST_CASE("kivi: decode=helper rounds product and sum to fp16, decode=kernel once in float32", "[unit]") {
+  // The worked example of one group of 8 at 2 bits: minimum -0.300048828, scale 0.25, codes 2 2 0 3 1 1 2 1.
+  const float x[] = {0.1F, 0.2F, -0.3F, 0.45F, 0.05F, -0.15F, 0.3F, -0.02F};
+  const GroupQuantizer two{.bits = 2, .group_size = 8, .stepwise_decode = true};
+  std::vector<std::uint8_t> codes(8);
+  const GroupQuantizer::Meta m = two.encode(x, codes);
+  CHECK(codes == std::vector<std::uint8_t>{2, 2, 0, 3, 1, 1, 2, 1});
+  const float expected[] = {0.199951172F, 0.199951172F, -0.300048828F, 0.449951172F, -0.0500488281F, -0.0500488281F, 0.199951172F, -0.0500488281F};
+  for (std::size_t i = 0; i < 8; ++i) CHECK(two.decode(codes[i], m) == expected[i]);
+  // At 4 bits code 13 of scale 0.0500183105 shows the second rounding; what overflows fp16 saturates.
+  GroupQuantizer four{.bits = 4, .group_size = 8, .stepwise_decode = true};
+  CHECK(four.decode(13, {.scale = 0.0500183105F, .zero = -0.300048828F}) == 0.350341797F);
+  four.stepwise_decode = false;
+  CHECK(four.decode(13, {.scale = 0.0500183105F, .zero = -0.300048828F}) == 0.350189209F);
+  CHECK(two.decode(3, {.scale = 21840.0F, .zero = 0.0F}) == 65504.0F);
+}
+
+TEST_CASE("kivi: groups of either axis are flushed or coded one by one as the axis demands", "[unit]") {
+  for (const char* text : {"kivi:residual_window=32,key_groups=token", "kivi:residual_window=32,value_groups=channel", "kivi:residual_window=32,key_groups=token,value_groups=channel"}) {
+    CAPTURE(text);
+    const Scenario s = scenario(text, 75);
+    const auto cache = open_cache(s);
+    run_prompt(*cache, s);
+    constexpr std::int64_t kRow = 32 * 2;
+    const bool keys_one_by_one = std::string_view(text).find("key_groups=token") != std::string_view::npos;
+    const bool values_flushed = std::string_view(text).find("value_groups=channel") != std::string_view::npos;
+    for (std::int64_t step = 0; step < 24; ++step) {
+      CHECK(counted(*cache, "residual", Side::key).value == (keys_one_by_one ? 32 : (75 + step) % 32) * kRow);
+      CHECK(counted(*cache, "residual", Side::value).value == (values_flushed ? (75 + step) % 32 : 32) * kRow);
+      run_decode(*cache, s, step, 1);
+    }
+  }
+  CHECK(refusal("kivi:key_groups=token,value_groups=channel", uniform_shape(1, 1, 1, 80)) == "group_size is 32, must divide head_dim (80)");
+  CHECK(refusal("kivi:value_groups=channel", uniform_shape(1, 1, 1, 80)) == std::nullopt);
+}
+
+TEST_CASE("kivi: at 2 bits keys with outlier channels lose least in groups along a channel", "[unit]") {
+  const CacheShape shape = uniform_shape(1, 1, 1, 64, Dtype::f16);
+  Random random(5);
+  Array rows({1, 256, 64});
+  for (float& x : rows.values()) x = random.normal();
+  for (std::int64_t t = 0; t < 256; ++t) rows.view()(0, t, 7) = rows.view()(0, t, 7) + 12.0F;
+  const auto error = [&](const char* text) {
+    const MethodChoice m = parse_choice(text);
+    const auto store = m.method->open_side(m.row, shape.classes.front(), 0, Side::key, Dtype::f16);
+    store->append(rows.view());
+    store->settle(true);
+    Array decoded({128, 64});
+    store->read(0, 0, decoded.view());
+    double sum = 0;
+    for (std::int64_t t = 0; t < 128; ++t)
+      for (std::int64_t c = 0; c < 64; ++c) sum += static_cast<double>((decoded.view()(t, c) - rows.view()(0, t, c)) * (decoded.view()(t, c) - rows.view()(0, t, c)));
+    return sum;
+  };
+  CHECK(3 * error("kivi") < error("kivi:key_groups=token"));
+}
 
 TEST_CASE("kivi: refusals name the field, the value and what is allowed", "[unit]") {
   const CacheShape shape = uniform_shape(2, 4, 2, 80);
