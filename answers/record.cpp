@@ -96,8 +96,9 @@ Json method_record(const Method& m) {
                       {"default", param_value(p, p.default_value)}, {"min", bound_value(p, p.min)},
                       {"max", bound_value(p, p.max)}, {"choices", choices}, {"help", p.help}});
   }
-  Json needs = Json::array(), compat = Json::array(), deployable = Json::array();
+  Json needs = Json::array(), events = Json::array(), compat = Json::array(), deployable = Json::array();
   for (const Need n : m.needs) needs.push_back(name_of(n));
+  for (const EventKind e : m.events) events.push_back(name_of(e));
   for (const Compat& c : m.compat) compat.push_back({{"setting", c.setting}, {"defect", c.defect}});
   for (const Deployable& d : m.deployable)
     deployable.push_back({{"engine", d.engine}, {"min_version", d.min_version}, {"flag", d.flag}, {"source", d.source}, {"provenance", "published"}});
@@ -108,6 +109,7 @@ Json method_record(const Method& m) {
           {"claims", claims},
           {"params", params},
           {"needs", needs},
+          {"events", events},
           {"kernels", kernel_names(m)},
           {"compat", compat},
           {"serving", serving_record(m.serving)},

@@ -79,6 +79,7 @@ void run_cache(VectorCase& c) {
       place(result, out, layer, first);
     }
   };
+  scenarios::announce(*cache, {.method = c.choice.method, .shape = c.shape, .row = c.choice.row, .prompt = c.prompt});
   for (std::int64_t done = 0; done < c.prompt; done += c.chunk) feed(done, std::min(c.chunk, c.prompt - done));
   cache->end_prefill();
   c.stages = {stage("prompt", cache->buffers())};

@@ -6,6 +6,12 @@
 
 namespace kvatlas {
 
+const char* name_of(EventKind kind) {
+  return kind == EventKind::prompt_length ? "prompt_length" : kind == EventKind::span_over ? "span_over" : "turn";
+}
+
+std::optional<std::int64_t> KvCache::notify(const CacheEvent& event) { throw Unsupported(cat(name_of(event.kind), ": this method has no rule for such an event")); }
+
 void KvCache::crop(Tokens length) { check_crop(length); }
 
 void KvCache::check_crop(Tokens) const { throw Unsupported("crop: this method cannot take tokens back"); }

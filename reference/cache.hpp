@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -37,6 +38,20 @@ struct StepInput {
   View<const float> sinks{};   // [q_heads] learned sink logits, natural units; only for classes with attention_sink
 };
 
+/// What a caller may know that no tensor tells.
+enum class EventKind : std::uint8_t {
+  prompt_length,  // before the first token: the prompt will hold `last` tokens
+  span_over,      // the tokens at positions [first, last) have served: the method may let them go
+  turn            // after the prompt: the tokens that follow are a prompt again, until end_prefill()
+};
+const char* name_of(EventKind kind);
+
+/// Positions are those of the text, as forward() is given them, wherever the method has moved the tokens since.
+struct CacheEvent {
+  EventKind kind = EventKind::turn;
+  std::int64_t first = 0, last = 0;
+};
+
 /// A piece of a cache's state. Components group buffers into ledger rows; names are unique within a cache.
 struct NamedBuffer {
   std::string name;            // "layer3/k_codes"
@@ -59,6 +74,11 @@ class KvCache {
 
   /// The prompt is complete in all layers. Methods that select or quantize once do it here.
   virtual void end_prefill() {}
+
+  /// Takes an event of the caller; a record lists those that its method has a rule for.
+  /// returns  the position from which the caller must forward the text once more, where the event makes rows behind it stale
+  /// throws   Unsupported for an event without a rule, InvalidArgument for one that cannot be; the state is as before then
+  virtual std::optional<std::int64_t> notify(const CacheEvent& event);
 
   /// Forgets every token at index >= length (counted from the start of the sequence): speculation rolls back.
   /// throws Unsupported where the method cannot restore the earlier state

@@ -22,6 +22,7 @@ const char* name_of(Need need) {
     case Need::attention_weights: return "attention_weights";
     case Need::draft_model: return "draft_model";
     case Need::diffusion_model: return "diffusion_model";
+    case Need::marked_spans: return "marked_spans";
     case Need::trained_file: return "trained_file";
     case Need::calibration: return "calibration";
   }

@@ -31,7 +31,7 @@ struct Paper {
 };
 
 /// Something that must be handed in beside the parameters.
-enum class Need : std::uint8_t { hidden_states, query_weights, output_weights, attention_weights, draft_model, diffusion_model, trained_file, calibration };
+enum class Need : std::uint8_t { hidden_states, query_weights, output_weights, attention_weights, draft_model, diffusion_model, marked_spans, trained_file, calibration };
 const char* name_of(Need need);
 
 /// A setting that reproduces a defect of released code.
@@ -66,6 +66,7 @@ struct Method {
   Paper paper{};
   std::span<const ParamSpec> params{};
   std::span<const Need> needs{};
+  std::span<const EventKind> events{};  // what KvCache::notify() has a rule for
   std::span<const Compat> compat{};
   std::span<const Deployable> deployable{};
   Serving serving{};

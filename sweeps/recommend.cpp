@@ -59,7 +59,10 @@ Candidate evaluate(const RecommendRequest& request, const Recipe& recipe) {
   c.why_not = sim::why_not(d);
   for (const Rule& r : recipe.rules())
     for (const MethodChoice* m : {&r.key, &r.value})
-      if (!writes_in_order(*m->method)) c.why_not = cat("serves diffusion language models; ", d.model->name, " writes from left to right");
+      if (!writes_in_order(*m->method))
+        c.why_not = std::ranges::find(m->method->needs, Need::marked_spans) != m->method->needs.end()
+                        ? cat("lets go what the model's own marks say is over; ", d.model->name, " writes none")
+                        : cat("serves diffusion language models; ", d.model->name, " writes from left to right");
   if (c.why_not) return c;
   const sim::Evaluator evaluator(d);
   c.figures = evaluator.workload(request.workload);

@@ -52,7 +52,9 @@ bool registered(std::string_view recipe) {
 std::span<const CommonSetting> common_settings() { return kCommon; }
 std::span<const ComposedSetting> composed_settings() { return kComposed; }
 
-bool writes_in_order(const Method& method) { return std::ranges::find(method.needs, Need::diffusion_model) == method.needs.end(); }
+bool writes_in_order(const Method& method) {
+  return std::ranges::none_of(method.needs, [](Need need) { return need == Need::diffusion_model || need == Need::marked_spans; });
+}
 
 std::vector<Recipe> default_recipes() {
   std::vector<Recipe> out;

@@ -30,7 +30,8 @@ struct Settings {
   std::vector<std::string> left_out;  // "kivi: bits is "8", must be an integer from 1 to 4"
 };
 
-/// True for methods of models that write from left to right, as all of ours do; diffusion models have caches of their own.
+/// True for methods of models that write from left to right, as all of ours do, and whose text nobody needs to mark: diffusion models have
+/// caches of their own, and a cache that lets marked spans go is a full one as long as nobody marks any.
 bool writes_in_order(const Method& method);
 
 /// Every such method of the registry at its defaults.

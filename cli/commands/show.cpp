@@ -48,6 +48,11 @@ void print_record(std::ostream& out, const Method& m) {
     for (const Need n : m.needs) needs += cat(needs.empty() ? "" : ", ", name_of(n));
     print_wrapped(out, "needs", needs);
   }
+  if (!m.events.empty()) {
+    std::string events;
+    for (const EventKind e : m.events) events += cat(events.empty() ? "" : ", ", name_of(e));
+    print_wrapped(out, "events", events);
+  }
   std::string limits;
   const std::pair<const char*, const Serving::Answer*> answers[] = {
       {"prefix cache", &m.serving.prefix_cache}, {"paged cache", &m.serving.paged_cache},

@@ -134,10 +134,37 @@ void run_tokens(KvCache& cache, const Scenario& s, std::int64_t first, std::int6
     }
 }
 
+bool takes(const Scenario& s, EventKind kind) { return std::ranges::find(s.method->events, kind) != s.method->events.end(); }
+
+/// Tells a cache of an event, if its method takes such; its setting may have no rule for it.
+std::optional<std::int64_t> tell(KvCache& cache, const Scenario& s, const CacheEvent& event) {
+  if (!takes(s, event.kind)) return {};
+  try {
+    return cache.notify(event);
+  } catch (const Unsupported&) {
+    return {};
+  }
+}
+
 }  // namespace
+
+void announce(KvCache& cache, const Scenario& s) { tell(cache, s, {.kind = EventKind::prompt_length, .last = s.prompt}); }
+
+bool run_events(KvCache& cache, const Scenario& s, std::int64_t step, const std::function<void(std::int64_t, std::int64_t)>& forward) {
+  const std::int64_t text = s.prompt + step;
+  const bool first_span = step == 2 && s.prompt >= 4;
+  if (step % 3 == 2) {
+    const auto again = tell(cache, s, {.kind = EventKind::span_over, .first = first_span ? s.prompt / 4 : text - 2, .last = first_span ? s.prompt / 2 : text});
+    if (again && *again < text) forward(*again, text - *again);
+  }
+  if (step % 20 != 19 || !takes(s, EventKind::turn)) return false;
+  tell(cache, s, {.kind = EventKind::turn});
+  return true;
+}
 
 std::vector<std::uint32_t> run_prompt(KvCache& cache, const Scenario& s, const std::function<void()>& before_end) {
   std::vector<std::uint32_t> bits;
+  announce(cache, s);
   for (std::int64_t done = 0; done < s.prompt; done += s.chunk) run_tokens(cache, s, done, std::min(s.chunk, s.prompt - done), bits);
   if (before_end) before_end();
   cache.end_prefill();
@@ -146,7 +173,11 @@ std::vector<std::uint32_t> run_prompt(KvCache& cache, const Scenario& s, const s
 
 std::vector<std::uint32_t> run_decode(KvCache& cache, const Scenario& s, std::int64_t first, std::int64_t n) {
   std::vector<std::uint32_t> bits;
-  for (std::int64_t i = 0; i < n; ++i) run_tokens(cache, s, s.prompt + first + i, 1, bits);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const bool turn = run_events(cache, s, first + i, [&](std::int64_t again, std::int64_t tokens) { run_tokens(cache, s, again, tokens, bits); });
+    run_tokens(cache, s, s.prompt + first + i, 1, bits);
+    if (turn) cache.end_prefill();
+  }
   return bits;
 }
 

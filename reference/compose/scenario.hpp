@@ -56,11 +56,19 @@ struct Inputs {
 };
 Inputs inputs_for(const CacheShape& shape, int layer, std::int64_t first, std::int64_t n, std::uint64_t seed);
 
-/// Runs the prompt in chunks through every layer, then end_prefill. `before_end` sees the cache just before end_prefill.
+/// Runs the prompt, announced where the method can be told, in chunks through every layer, then end_prefill. `before_end` sees the cache just before end_prefill.
 /// Returns the outputs' bits, all layers and tokens appended.
 std::vector<std::uint32_t> run_prompt(KvCache& cache, const Scenario& s, const std::function<void()>& before_end = {});
 
-/// Runs decode steps [first, first + n) through every layer; returns the outputs' bits.
+/// Tells a cache whose method can be told how long the situation's prompt will be; before its first token.
+void announce(KvCache& cache, const Scenario& s);
+
+/// What a caller may have to tell a cache whose method takes events, before decode step `step`: that a span of the prompt, later of what
+/// was generated, has served, or that a turn begins. `forward(first, n)` runs tokens that the cache asks for again. Returns whether the
+/// step's token is a prompt of its own, behind which end_prefill() has to come.
+bool run_events(KvCache& cache, const Scenario& s, std::int64_t step, const std::function<void(std::int64_t, std::int64_t)>& forward);
+
+/// Runs decode steps [first, first + n) through every layer, with their events; returns the outputs' bits.
 std::vector<std::uint32_t> run_decode(KvCache& cache, const Scenario& s, std::int64_t first, std::int64_t n);
 
 std::unique_ptr<KvCache> open_cache(const Scenario& s);

@@ -61,6 +61,18 @@ TensorMap razor_scores(const CacheShape& shape) {
   return tensors;
 }
 
+/// Retaining heads of eight hidden units, one draw a layer.
+TensorMap locret_heads(const CacheShape& shape) {
+  TensorMap tensors;
+  for (const LayerClass& c : shape.classes)
+    for (const int l : c.layers) {
+      Random random(static_cast<std::uint64_t>(4000 + l));
+      tensors[cat("layer", l, ".fc1")] = random_tensor({8, c.q_heads * c.k_dim + c.kv_heads * (c.k_dim + c.v_dim)}, random);
+      tensors[cat("layer", l, ".fc2")] = random_tensor({c.kv_heads, 8}, random);
+    }
+  return tensors;
+}
+
 TensorMap vqkv_codebooks(const Method& m, const ParamRow& row, const CacheShape& shape, Random& random) {
   TensorMap tensors;
   for (const LayerClass& c : shape.classes)
@@ -112,6 +124,7 @@ TensorMap trained_inputs(const Method& method, const ParamRow& row, const CacheS
   if (std::string_view(method.slug) == "qfilter") return qfilter_filters(shape);
   if (std::string_view(method.slug) == "duo_attention") return duo_gates(shape);
   if (std::string_view(method.slug) == "razor_attention") return razor_scores(shape);
+  if (std::string_view(method.slug) == "locret") return locret_heads(shape);
   if (std::string_view(method.slug) == "specpc") return draft_rows(method, row, "observation_window", prompt, 0, random);
   if (std::string_view(method.slug) == "speckv_pc") return draft_rows(method, row, "prompt_window", prompt, parameter(method, row, "lookahead"), random);
   throw Unsupported(cat(method.slug, " needs a trained file, and no stand-in for one is made here"));

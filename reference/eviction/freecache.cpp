@@ -8,13 +8,12 @@
 // is crop(start of the block), then a forward of the block and all that lies behind it under a bidirectional mask: their rows are written
 // over, those before the block stay as they are. A block that starts later freezes more. Rows are frozen as the last step computed them,
 // before its own tokens were unmasked.
-#include "core/errors.hpp"
-#include "core/kernels/attention.hpp"
-#include "core/kernels/store.hpp"
-#include "reference/primitives/eviction/faces.hpp"
+#include <algorithm>
+
+#include "reference/method.hpp"
+#include "reference/primitives/denoising.hpp"
 #include "reference/primitives/plans.hpp"
 #include "reference/primitives/token_cache.hpp"
-#include "reference/method.hpp"
 
 namespace kvatlas::methods {
 namespace {
@@ -47,26 +46,12 @@ std::optional<std::string> why_not(const Params&, const CacheShape& shape) { ret
 
 Ledger ledger_formula(const Params&, const CacheShape& shape, const History& h, const ContentCounts&) { return dense_ledger(shape, h); }
 
-/// `queries` tokens are written over and see all `tokens` of the text.
-void add_pass(Plan& plan, const LayerClass& c, Dtype dtype, const History& h, std::int64_t queries, Tokens tokens) {
-  const CodeFormat plain = CodeFormat::plain(dtype);
-  plan.add(kernels::Append{.sequences = h.sequences, .kv_heads = c.kv_heads, .k_dim = c.k_dim, .v_dim = c.v_dim, .dtype = dtype,
-                           .k_format = plain, .v_format = plain, .rows = queries}
-               .call(c.count()));
-  // Pairs of n queries with all tokens over those of a causal chunk of n at the end.
-  const double n = static_cast<double>(queries), past = static_cast<double>(tokens.value - queries);
-  plan.add(kernels::PrefillAttention{.sequences = h.sequences, .kv_heads = c.kv_heads, .q_per_kv = c.q_per_kv(), .k_dim = c.k_dim, .v_dim = c.v_dim,
-                                     .dtype = dtype, .past = Tokens(tokens.value - queries), .chunk = Tokens(queries),
-                                     .density = n * (n + past) / (n * past + n * (n + 1) / 2)}
-               .call(c.count()));
-}
-
 /// One denoising step after the first: the block and what lies behind it, over the whole text.
 Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) {
   Plan plan;
   const Tokens text = std::max(1_tok, h.tokens());
   for (const LayerClass& c : shape.classes)
-    if (!add_state_step(plan, c, h)) add_pass(plan, c, shape.dtype, h, std::min(text, p.block + p.behind).value, text);
+    if (!add_state_step(plan, c, h)) add_denoising_pass(plan, c, shape.dtype, h, std::min(text, p.block + p.behind).value, text, c.count());
   return plan;
 }
 
@@ -74,7 +59,7 @@ Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, con
 Plan prefill_plan(const Params&, const CacheShape& shape, const History& h, const ContentCounts&) {
   Plan plan;
   for (const LayerClass& c : shape.classes)
-    if (c.kind == RowKind::kv && h.prompt.value > 0) add_pass(plan, c, shape.dtype, h, h.prompt.value, h.prompt);
+    if (c.kind == RowKind::kv && h.prompt.value > 0) add_denoising_pass(plan, c, shape.dtype, h, h.prompt.value, h.prompt, c.count());
   return plan;
 }
 

@@ -166,7 +166,7 @@ class Cache final : public TokenCache {
 
   void before_load(TokenRows& rows, const std::string& prefix, std::span<const NamedBuffer> saved) const override {
     const std::string first = cat(prefix, kMass, "/head0");
-    if (p_.trigger == Trigger::prompt && std::ranges::find(saved, first, &NamedBuffer::name) == saved.end()) rows.drop_words();
+    if (!holds_open_prompt(saved) && p_.trigger == Trigger::prompt && std::ranges::find(saved, first, &NamedBuffer::name) == saved.end()) rows.drop_words();
   }
   bool prompt_open() const override {
     if (layers().empty()) return false;
@@ -204,8 +204,7 @@ extern constinit const Method h2o{
     .exact_when = "heavy_hitters=1M",
     .notes = "The variant with real drops. The official mask simulation (masked instead of dropped, a window shorter by "
              "one, and the token that leaves it is not a candidate) and the FlexGen system (fp16 scores, its own slot order) are not offered. A step of several tokens after "
-             "the prompt evicts once, after all of them. A cache saved inside a prompt that is still within the budget resumes "
-             "after it.",
+             "the prompt evicts once, after all of them.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>,
 };

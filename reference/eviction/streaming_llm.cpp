@@ -124,6 +124,10 @@ std::unique_ptr<KvCache> open(const Params& p, const CacheShape& shape, const Op
 constexpr Deployable kDeployable[] = {
     {"trtllm", "0.6.0", "SwiftInfer plug-in", "https://github.com/hpcaitech/SwiftInfer"}};
 
+constexpr Compat kCompat[] = {
+    {"sinks=2016,recent_window=32,positions=true", "KVCache-Factory's StreamingLLM at a budget of 2048 keeps the first 2016 tokens of the prompt and its newest 32: long sinks, another method"},
+    {"positions=true", "kvpress keeps true positions unless its press is wrapped in key rerotation"}};
+
 std::optional<std::string> needs_unrotated(const Params& p) {
   return p.positions == Positions::slot ? std::optional("it rotates keys by their slots (positions=true takes them as they come)") : std::nullopt;
 }
@@ -133,7 +137,7 @@ std::optional<std::string> needs_unrotated(const Params& p) {
 extern constinit const Method streaming_llm{
     .slug = "streaming_llm", .name = "StreamingLLM", .family = Family::eviction,
     .paper = {.title = "Efficient Streaming Language Models with Attention Sinks", .url = "https://arxiv.org/abs/2309.17453", .year = 2023},
-    .params = specs<Params>, .deployable = kDeployable,
+    .params = specs<Params>, .compat = kCompat, .deployable = kDeployable,
     .serving = {.prefix_cache = {Works::no, "after the prompt only its first and newest tokens are left"},
                 .paged_cache = {Works::yes, "a page is freed when its last token leaves the window"},
                 .chunked_prefill = {Works::yes, "the cut comes when the prompt is complete"},
@@ -144,7 +148,7 @@ extern constinit const Method streaming_llm{
     .exact_when = "recent_window=1M",
     .notes = "The whole prompt is attended to in full and cut when it is complete, as in the official code; decode steps cut "
              "after the attention. At slot positions outputs equal the full cache bit for bit until the first eviction, for "
-             "texts that start at position 0. A cache saved inside a prompt that is still within the budget resumes after it.",
+             "texts that start at position 0.",
     .why_not = typed<why_not>, .needs_unrotated = typed<needs_unrotated>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
     .prefill_plan = typed<prefill_plan>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>,
 };

@@ -34,6 +34,10 @@ TokenCache::TokenCache(CacheShape shape, Granularity granularity)
                            .rows = TokenRows(c.kv_heads, c.k_dim, c.v_dim, shape_.dtype), .seen = 0});
 }
 
+namespace {
+constexpr const char* kOpenPrompt = "open_prompt";  // behind the prefix of the first layer
+}  // namespace
+
 std::size_t TokenCache::find(int layer) const {
   for (const Layer& l : layers_)
     if (l.index == layer) return l.ordinal;
@@ -110,7 +114,13 @@ std::vector<NamedBuffer> TokenCache::buffers() const {
     l.rows.buffers(prefix(l), out);
     buffers_more(l, out);
   }
+  if (!prompt_done_ && !layers_.empty())
+    out.push_back({.name = prefix(layers_.front()) + kOpenPrompt, .component = "rows", .side = Side::both, .scope = Scope::sequence, .bytes = {}});
   return out;
+}
+
+bool TokenCache::holds_open_prompt(std::span<const NamedBuffer> saved) { 
+  return std::ranges::any_of(saved, [](const NamedBuffer& b) { return b.name.ends_with(kOpenPrompt); });
 }
 
 void TokenCache::load(std::span<const NamedBuffer> saved) {
@@ -124,7 +134,7 @@ void TokenCache::load(std::span<const NamedBuffer> saved) {
   }
   load_more(saved);
   layers_ = std::move(loaded);
-  prompt_done_ = !prompt_open();
+  prompt_done_ = !holds_open_prompt(saved) && !prompt_open();
 }
 
 void TokenCache::check_loaded(const Layer& l, std::span<const NamedBuffer>) const {

@@ -47,7 +47,7 @@ class TokenCache : public KvCache {
   void check_crop(Tokens length) const final;
   void crop(Tokens length) final;
   std::vector<NamedBuffer> buffers() const final;
-  /// Resumes after the prompt, unless prompt_open() can tell from the buffers that the prompt still runs.
+  /// While a prompt runs, buffers() hold an empty one, "layer0/open_prompt": its name is the information, and load() resumes there.
   void load(std::span<const NamedBuffer> saved) final;
   Tokens kept(int layer, int kv_head) const final;
 
@@ -79,7 +79,7 @@ class TokenCache : public KvCache {
   virtual void before_load(TokenRows&, const std::string& /*prefix*/, std::span<const NamedBuffer>) const {}
   /// throws InvalidArgument for loaded rows of one layer that the method cannot have made: heads of unequal counts
   virtual void check_loaded(const Layer& layer, std::span<const NamedBuffer> saved) const;
-  /// Whether loaded state can only stem from a prompt that has not ended.
+  /// Whether loaded state can only stem from a prompt that has not ended, whatever the saved buffers say.
   virtual bool prompt_open() const { return false; }
 
   /// Attention of the new tokens (the newest rows of every head) over post-RoPE rows.
@@ -90,6 +90,10 @@ class TokenCache : public KvCache {
   const CacheShape& shape() const { return shape_; }
   const Rotary& rotary() const { return rotary_; }
   bool prompt_done() const { return prompt_done_; }
+  /// Tokens that follow belong to a prompt again.
+  void reopen_prompt() { prompt_done_ = false; }
+  /// Whether saved buffers say that their prompt has not ended.
+  static bool holds_open_prompt(std::span<const NamedBuffer> saved);
   static std::string prefix(const Layer& layer);
 
  private:

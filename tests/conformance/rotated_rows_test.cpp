@@ -46,9 +46,14 @@ std::vector<std::uint32_t> outputs(const Scenario& s, const CacheShape& shape, c
         for (const float f : out.values()) bits.push_back(std::bit_cast<std::uint32_t>(f));
       }
   };
+  scenarios::announce(*cache, s);
   run(0, s.prompt);
   cache->end_prefill();
-  for (std::int64_t i = 0; i < s.decode; ++i) run(s.prompt + i, 1);
+  for (std::int64_t i = 0; i < s.decode; ++i) {
+    const bool turn = scenarios::run_events(*cache, s, i, run);
+    run(s.prompt + i, 1);
+    if (turn) cache->end_prefill();
+  }
   return bits;
 }
 

@@ -37,7 +37,11 @@ struct Inert {
   std::string_view slug, parameter;
   double most;
 };
-constexpr Inert kInert[] = {{"lazy_eviction", "threshold", 0.01}};
+constexpr Inert kInert[] = {{"lazy_eviction", "threshold", 0.01},
+                            // Queries wait for the next choice, and choose where not all of the prompt is chosen.
+                            {"loopserve", "interval", 4},
+                            {"loopserve", "budget", 16},
+                            {"loopserve", "observation_window", 8}};
 
 void let_states_steer(Scenario& s) {
   for (const Inert& inert : kInert)
@@ -85,6 +89,28 @@ TEST_CASE("the ledger formula equals the sum of live buffers, before and after t
         for (int h = 0; h < c.kv_heads; ++h) REQUIRE(cache->kept(layer, h) <= Tokens(s.prompt + s.decode));
     }
 }
+
+TEST_CASE("over a thousand decode steps every eviction method holds what its closed form says, at every step", "[conformance][ledger]") {
+  const CacheShape shape = uniform_shape(1, 2, 2, 8, Dtype::bf16, {.rotary_dim = 8});
+  for (const Method* m : cached_methods()) {
+    if (m->family != Family::eviction) continue;
+    Scenario s;
+    for (std::uint64_t attempt = 1000000; attempt == 1000000 || why_not(*m, s.row, shape); ++attempt) s = draw(*m, attempt);
+    s.shape = shape;
+    s.prompt = s.chunk = 90;
+    CAPTURE(s.describe());
+    const auto cache = open_cache(s);
+    run_prompt(*cache, s);
+    for (std::int64_t step = 0; step < 1000; ++step) {
+      run_decode(*cache, s, step, 1);
+      const Ledger formula = formula_ledger(*m, s.row, s.shape, s.history(step + 1), cache->content_counts());
+      // Rows of tokens, in whatever form: what kept() counts. All bytes now and then, since buffers are copied to be counted.
+      if (step % 50 == 49) require_equal(count_ledger(cache->buffers()), formula);
+      if (formula.total(Side::key).value != formula.of("rows", Side::key).value) continue;
+      REQUIRE((cache->kept(0, 0) + cache->kept(0, 1)).value * 8 * 2 == formula.of("rows", Side::key).value);
+    }
+  }
+}
 #endif
 
 TEST_CASE("a cache loaded from saved buffers continues with the same bits", "[conformance]") {
@@ -104,6 +130,33 @@ TEST_CASE("a cache loaded from saved buffers continues with the same bits", "[co
       REQUIRE(run_decode(*fresh, s, s.decode, 8) == expected);
       REQUIRE(digest(fresh->buffers()) == digest(after));
     }
+}
+
+TEST_CASE("a cache whose tokens leave with the end of the prompt, saved before that end, loads with its prompt open or is refused", "[conformance]") {
+  int refused = 0;
+  for (const Method* m : cached_methods()) {
+    if (m->family != Family::eviction) continue;
+    for (int attempt = 0; attempt < std::max(2, draws() / 50); ++attempt) {
+      Scenario s = draw(*m, static_cast<std::uint64_t>(attempt) + 150000);
+      s.prompt += 20;
+      CAPTURE(s.describe());
+      const auto cache = open_cache(s), fresh = open_cache(s);
+      bool loaded = true;
+      run_prompt(*cache, s, [&] {
+        try {
+          fresh->load(cache->buffers());
+        } catch (const InvalidArgument&) {
+          loaded = false;
+        }
+      });
+      refused += loaded ? 0 : 1;
+      if (!loaded) continue;
+      fresh->end_prefill();
+      REQUIRE(digest(fresh->buffers()) == digest(cache->buffers()));
+      REQUIRE(run_decode(*fresh, s, 0, 4) == run_decode(*cache, s, 0, 4));
+    }
+  }
+  CHECK(refused <= std::max(2, draws() / 50));  // one method: think
 }
 
 TEST_CASE("flipping bits of any buffer changes an output bit or is refused", "[conformance]") {

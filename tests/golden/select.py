@@ -131,6 +131,17 @@ SELECTION = {
     "non_causal_attn": {
         "case03_kvpress_S70_cr0.3_chunk256": ("kept", "colsum", "inv_freq"),
     },
+    "locret": {
+        "case01_S100_B40_local10_chunk30_stab12": (),
+        "case02_S75_B30_local5_chunk20_stab8": (),
+        "case03_S60_B80_local10_chunk25_stab5": (),
+    },
+    "dkv_cache": {
+        "case01_dynamic_N50_L2_steps4": ("order_step1", "order_step2", "order_step3", "order_step4"),
+        "case02_dynamic_N33_L4_steps5": ("order_step1", "order_step2", "order_step3", "order_step4", "order_step5"),
+        "case03_schedule_B2_n33_steps10": (),
+        "case04_schedule_B1_n7_steps16": (),
+    },
     "sparse_dllm": {
         "case01_dream_N75_block10_at65_keep0.5_poolNone": (),
         "case02_llada_N90_block16_at40_keep0.5_pool3": (),

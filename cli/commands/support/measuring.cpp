@@ -18,6 +18,7 @@ void require_one_causal_model(const Recipe& recipe) {
   for (const Rule& rule : recipe.rules()) {
     const Method& m = *rule.key.method;
     if (needs(m, Need::draft_model)) throw Unsupported(cat(m.slug, " needs a draft model, and an evaluation runs the target alone"));
+    if (needs(m, Need::marked_spans)) throw Unsupported(cat(m.slug, " needs a model that marks which spans are over, and an evaluation reads plain text"));
     if (needs(m, Need::diffusion_model)) throw Unsupported(cat(m.slug, " needs a diffusion model, and an evaluation reads the text token by token"));
   }
 }

@@ -206,7 +206,7 @@ void Cache::buffers_more(const Layer& l, std::vector<NamedBuffer>& out) const {
 }
 
 void Cache::before_load(TokenRows& rows, const std::string& prefix, std::span<const NamedBuffer> saved) const {
-  if (!rule_.keeps_words() && !rule_.words.empty() && !holds(saved, cat(prefix, rule_.words.front().component, "/head0"))) rows.drop_words();
+  if (!holds_open_prompt(saved) && !rule_.keeps_words() && !rule_.words.empty() && !holds(saved, cat(prefix, rule_.words.front().component, "/head0"))) rows.drop_words();
 }
 
 void Cache::check_loaded(const Layer& l, std::span<const NamedBuffer> saved) const {
