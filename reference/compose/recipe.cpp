@@ -105,8 +105,7 @@ std::vector<int> parse_heads(std::string_view list) {
     for (int h = *a; h <= *b; ++h) heads.push_back(h);
   }
   std::ranges::sort(heads);
-  const auto repeated = std::ranges::unique(heads);
-  heads.erase(repeated.begin(), repeated.end());
+  heads.erase(std::unique(heads.begin(), heads.end()), heads.end());
   return heads;
 }
 
@@ -148,23 +147,29 @@ std::string spell_selection(const Rule& rule) {
   return text;
 }
 
-/// What a name stands for on one side: a method, or a preset of one method.
-MethodChoice named_choice(std::string_view text, Side side) {
-  std::vector<std::string_view> names;
-  bool deployment = false;
+struct Sides {
+  MethodChoice key, value;
+};
+
+/// What a name stands for: a method, or a preset of one method.
+Sides named_sides(std::string_view text) {
+  const auto deployment = [](std::string_view name) { return name.substr(0, name.find(':')); };
+  bool preset = false;
   for (const Preset& p : presets()) {
-    if (text == p.name) {
-      const Recipe recipe = Recipe::parse(p.recipe);
-      if (recipe.rules().size() > 1 || recipe.sinks().value + recipe.recent().value > 0)
-        throw InvalidArgument(cat("preset ", p.name, " has rules of its own (", p.recipe, "), must stand alone"));
-      return side == Side::key ? recipe.rules()[0].key : recipe.rules()[0].value;
-    }
-    names.push_back(p.name);
-    deployment = deployment || p.name.substr(0, p.name.find(':')) == text.substr(0, text.find(':'));
+    preset = preset || (deployment(p.name) == deployment(text) && deployment(text) != text);
+    if (text != p.name) continue;
+    const Recipe recipe = Recipe::parse(p.recipe);
+    if (recipe.rules().size() > 1 || recipe.sinks().value + recipe.recent().value > 0)
+      throw InvalidArgument(cat("preset ", p.name, " has rules of its own (", p.recipe, "), must stand alone"));
+    return {recipe.rules()[0].key, recipe.rules()[0].value};
   }
-  // "vllm:xyz" is meant as a preset when the part before the colon names a deployment.
-  if (deployment && text.find(':') != std::string_view::npos) throw InvalidArgument(unknown_name("preset", text, names));
-  return parse_choice(text);
+  if (preset) {  // "vllm:xyz" is meant as one when the part before the colon names a deployment
+    std::vector<std::string_view> names;
+    for (const Preset& p : presets()) names.push_back(p.name);
+    throw InvalidArgument(unknown_name("preset", text, names));
+  }
+  const MethodChoice choice = parse_choice(text);
+  return {choice, choice};
 }
 
 bool names_side(std::string_view text) { return text.starts_with("k=") || text.starts_with("v="); }
@@ -175,7 +180,8 @@ void parse_sides(std::string_view text, std::optional<MethodChoice>& key, std::o
     if (!names_side(part)) throw InvalidArgument(cat("rule is \"", text, "\", must name sides as k=METHOD&v=METHOD"));
     std::optional<MethodChoice>& side = part.front() == 'k' ? key : value;
     if (side) throw InvalidArgument(cat("method names ", part.front(), "= twice"));
-    side = named_choice(part.substr(2), part.front() == 'k' ? Side::key : Side::value);
+    const Sides named = named_sides(part.substr(2));
+    side = part.front() == 'k' ? named.key : named.value;
   }
 }
 
@@ -253,8 +259,9 @@ Recipe Recipe::parse(std::string_view text) {
       rule.key = k.value_or(parse_choice("full"));
       rule.value = v.value_or(parse_choice("full"));
     } else {
-      rule.key = named_choice(body, Side::key);
-      rule.value = named_choice(body, Side::value);
+      Sides named = named_sides(body);
+      rule.key = std::move(named.key);
+      rule.value = std::move(named.value);
     }
     r.rules_.push_back(std::move(rule));
   }
