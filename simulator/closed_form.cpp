@@ -8,10 +8,10 @@
 
 namespace kvatlas::sim {
 
-namespace {
-
 /// 1 while data stay in L2, 0 from 1.6 times that size on, straight between: published timings turn cold within that range.
 double resident(double fill, double share) { return std::clamp((1.6 - fill / share) / 0.6, 0.0, 1.0); }
+
+namespace {
 
 double up(double value) { return std::ceil(value - 1e-9); }
 

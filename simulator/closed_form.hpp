@@ -38,6 +38,8 @@ struct DecodeTerms {
 /// `l2_fill`: the data over L2 when a repeated call may find it there, huge when it is cold. `rate`: values an SM converts in one clock.
 DecodeTerms decode_terms(const Machine& m, const GpuConstants& g, const Profile& p, const DecodeWork& w, double l2_fill, double rate);
 inline constexpr double kCold = 1e30;
+/// Share of data of `fill` times the L2 that a repeated reading finds there, where up to `share` of it stays.
+double resident(double fill, double share);
 
 struct PrefillWork {
   double heads = 1, queries = 1;              // query heads of all sequences, new tokens of each

@@ -46,6 +46,7 @@ constexpr std::array<Constant, kConstantCount> kConstants{{
     {C::draft_acceptance, "draft_acceptance", 0.8, "probability", host, assumed, "acceptance of one drafted token where nothing was measured"},
     {C::draft_work, "draft_work", 0.2, "of a step's matrices", host, assumed, "a draft of one layer, seven levels deep, beside 32 layers"},
 
+    {C::head_variation, "head_variation", 0.72, "of the mean", interval, assumed, "rows that heads keep where each keeps its own number: a fifth of the mean to all (Ada-KV's floor), the rest as the square of the rank"},
     {C::ragged_skew, "ragged_skew", 1.37, "factor", interval, measured, "skewed batches on RTX 4090, 99th percentile"},
 
     {C::idle_power_share, "idle_power_share", 0.35, "of board power", power, assumed, "the rest grows with the busiest unit"},

@@ -21,7 +21,7 @@ enum class C : std::uint8_t {
   kernel_vector_share, kernel_latencies, top_k_floor_s, serial_vector_share, elementwise_kernels, elementwise_passes, l2_speed,
   timed_copies, nvlink_share,
   pcie_share, copy_submit_s, host_link_share, partial_prefix_credit, draft_acceptance,
-  draft_work, ragged_skew, idle_power_share
+  draft_work, head_variation, ragged_skew, idle_power_share
 };
 inline constexpr int kConstantCount = static_cast<int>(C::idle_power_share) + 1;
 

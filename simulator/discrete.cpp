@@ -101,6 +101,27 @@ RaggedTime ragged_decode(const Machine& m, const GpuConstants& g, const Profile&
   return t;
 }
 
+std::vector<double> spread_lengths(std::size_t count, double mean, double variation) {
+  // (p + 1) q^p has the mean 1 and the variation p / sqrt(2 p + 1) over q in (0, 1).
+  constexpr double kMost = 4;
+  const double wanted = std::clamp(variation, 0.0, kMost);
+  int power = 1;
+  const auto of_power = [](int p) { return p / std::sqrt(2.0 * p + 1); };
+  while (of_power(power) < wanted) power *= 2;
+  const double part = wanted / of_power(power);
+  std::vector<double> lengths;
+  // A stride near the golden section that meets every rank once.
+  std::size_t stride = std::max<std::size_t>(1, count * 618 / 1000);
+  while (std::gcd(stride, count) != 1) ++stride;
+  for (std::size_t i = 0; i < count; ++i) {
+    const double rank = (static_cast<double>(i * stride % count) + 0.5) / static_cast<double>(count);
+    double tail = power + 1;
+    for (int k = 0; k < power; ++k) tail *= rank;
+    lengths.push_back(std::max(1.0, mean * (1 - part + part * tail)));
+  }
+  return lengths;
+}
+
 double discrete_uniform_s(const Machine& m, const GpuConstants& g, const Profile& p, double heads, double length, const RaggedWork& w, double rate) {
   const DecodeTerms cut = cut_of(m, g, p, w, heads, length, rate);
   return cut.launch + cut.split + items_s(m, g, p, w, std::vector<double>(static_cast<std::size_t>(heads), length), cut, rate);
@@ -143,7 +164,16 @@ EndToEndFigure skewed_figure(const MeasuredRow& row, const Calibration& c) {
   return f;
 }
 
-/// A call with a prompt's chunk runs a kernel for prompts: tiles of 64 query rows, one each for the row of every query head of a decode, none cut.
+/// Times that memory delivers the decodes' caches to a kernel that gives every query head items of its own, head after head: once where they stay in L2
+/// from head to head or where all heads of a group run together, an item an SM; else once for each of the turns that a group takes.
+double reads_of_caches(const RaggedShape& s, double decodes, double context) {
+  const double group = s.heads / s.kv_heads, together = std::clamp(std::floor(s.machine.sms / std::max(1.0, decodes)), 1.0, group);
+  const double stays = resident(decodes * context * s.entry_bytes() / s.machine.l2_bytes, s.gpu.c[l2_share]);
+  return stays + (1 - stays) * std::ceil(group / together);
+}
+
+/// A call with a prompt's chunk runs a kernel for prompts: tiles of 64 query rows, one each for the row of every query head of a decode, none cut. Every
+/// sequence gets as many blocks as the longest prompt has tiles: those beyond its own end read its length and quit.
 EndToEndFigure mixed_figure(const MeasuredRow& row, const Calibration& c) {
   constexpr double kRows = 64;
   const RaggedShape s = ragged_shape(row, c);
@@ -152,20 +182,18 @@ EndToEndFigure mixed_figure(const MeasuredRow& row, const Calibration& c) {
   const double tensor_s = 4 * kRows * s.dim / (k[prefill_tensor_share] * s.machine.achieved), exp_s = 5 * kRows / (k[prefill_exp_share] * s.machine.vector);
   const DiscreteMachine d{.sms = s.machine.sms, .bandwidth = s.gpu.c[bandwidth_share] * s.machine.bandwidth, .entry_s = (tensor_s + exp_s) * s.machine.sms};
   const auto item = [&](double entries, double dram_bytes) { return started_item(entries, dram_bytes, k[prefill_item] / d.entry_s); };
-  const double group = s.heads / s.kv_heads, places = s.machine.sms * kItemsOfAnSm, tiles = std::ceil(chunk / kRows);
-  // Heads of a group read the same cache: once where they run at the same time or it stays in L2 from head to head, else each on its own.
-  const double l2 = s.gpu.c[l2_share] * s.machine.l2_bytes, data = decodes * context * s.entry_bytes();
-  const double apart = places >= decodes * group || data <= l2 ? 1 : group;
+  const double group = s.heads / s.kv_heads, tiles = std::ceil(chunk / kRows), reads = reads_of_caches(s, decodes, context);
+  const double empty_s = std::max(0.0, tiles - 1) * decodes * s.heads * constant(C::dram_latency_s) / (s.machine.sms * kItemsOfAnSm);
   std::vector<DiscreteItem> items;
   double bytes = 0;
   for (double head = 0; head < s.heads; ++head) {
     for (double tile = 0; tile < tiles; ++tile) items.push_back(item(cached + std::min(chunk, (tile + 1) * kRows), s.entry_bytes() / (tiles * group)));
-    for (double i = 0; i < decodes && context > 0; ++i) items.push_back(item(context, s.entry_bytes() * apart / group));
+    for (double i = 0; i < decodes && context > 0; ++i) items.push_back(item(context, s.entry_bytes() * reads / group));
   }
   bytes = s.kv_heads * s.entry_bytes() * (decodes * context + cached + chunk);
   EndToEndFigure f{.kind = "mixed_batch", .gpu = row.text("gpu"), .framework = "vllm", .model = row.text("model"), .weights = "bf16", .text = {}};
   f.measured_s = row.positive("measured_ms") * 1e-3;
-  f.predicted_s = k[prefill_launch] + discrete_s(d, items);
+  f.predicted_s = k[prefill_launch] + empty_s + discrete_s(d, items);
   f.low_s = f.predicted_s * s.low, f.high_s = f.predicted_s * s.high;
   f.roofline_s = std::max(bytes / s.machine.bandwidth, 4 * s.heads * s.dim * (chunk * (cached + chunk / 2) + decodes * context) / s.machine.tensor);
   f.text = cat("chunk of ", chunk, " over ", cached, " with ", decodes, " decodes of ", context);

@@ -48,6 +48,10 @@ struct RaggedTime {
 /// throws InvalidArgument without caches or with one that is empty
 RaggedTime ragged_decode(const Machine& m, const GpuConstants& g, const Profile& p, const RaggedWork& w, double rate);
 
+/// So many lengths about a mean with this coefficient of variation, in an order that mixes long and short. A part of each is the mean's, the rest grows as a
+/// power of its rank, the lowest that reaches the variation: uniform up to 0.58, some long ones beyond. At most 4.
+std::vector<double> spread_lengths(std::size_t count, double mean, double variation);
+
 /// A uniform batch by the discrete model alone, launch included: for comparison with the closed form.
 double discrete_uniform_s(const Machine& m, const GpuConstants& g, const Profile& p, double heads, double length, const RaggedWork& w, double rate);
 

@@ -56,6 +56,11 @@ const Profile& KernelModel::decode_profile(const KernelCall& call) const {
   return profiles_[decode_[call.operations.format.kind == CodeKind::fp8 ? 1 : 0][group]];
 }
 
+double KernelModel::value_rate_of(const KernelCall& call) const {
+  const CodeFormat& f = call.operations.format;
+  return rates_[static_cast<std::size_t>(f.kind)][static_cast<std::size_t>(std::clamp(f.bits, 0, 16))].ideal;
+}
+
 KernelTerms KernelModel::decode_call(const KernelCall& call) const {
   const Operations& ops = call.operations;
   const Rates& r = rates_[static_cast<std::size_t>(ops.format.kind)][static_cast<std::size_t>(std::clamp(ops.format.bits, 0, 16))];

@@ -60,6 +60,8 @@ class KernelModel {
   /// The profile that serves a decode-attention call.
   const Profile& decode_profile(const KernelCall& call) const;
   const Profile& prefill_profile() const { return prefill_; }
+  /// Stored values of the call's format that a well written kernel converts on one SM in a clock.
+  double value_rate_of(const KernelCall& call) const;
 
  private:
   struct Shares {

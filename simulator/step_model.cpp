@@ -141,6 +141,7 @@ StepModel::StepModel(Deployment deployment)
       const Works prefix = m->method->serving.prefix_cache.works;
       prefix_credit_ = std::min(prefix_credit_, prefix == Works::yes ? 1.0 : prefix == Works::partly ? constant(C::partial_prefix_credit) : 0.0);
     }
+  find_ragged_attention();
   const MethodChoice& main = d_.recipe.rules().back().key;
   speculates_ = main.method->expected_emitted != nullptr;
   if (speculates_) emitted_ = std::max(1.0, main.method->expected_emitted(main.row, constant(C::draft_acceptance)));
@@ -228,7 +229,7 @@ Interval StepModel::interval(Tokens context, const Totals& totals) const {
   const Evidence e = evidence(context, totals);
   // A format nobody timed on a GPU nobody timed is no better than either.
   const auto [low, high] = widths(!measured_gpu_ ? Evidence::other_gpu : e);
-  return {.low = totals.ideal_s * low, .high = totals.released_s * high * (ragged_ ? constant(C::ragged_skew) : 1.0), .evidence = e};
+  return {.low = totals.ideal_s * low, .high = totals.released_s * high * (ragged_ && !head_ragged_ ? constant(C::ragged_skew) : 1.0), .evidence = e};
 }
 
 double StepModel::energy_j(const Totals& totals) const {

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <optional>
 #include <string>
 
 #include "reference/compose/recipe.hpp"
+#include "simulator/discrete.hpp"
 #include "simulator/evaluator.hpp"
 #include "simulator/kernel_model.hpp"
 #include "simulator/matrix_model.hpp"
@@ -68,6 +70,13 @@ class StepModel {
   /// Seconds of the pieces that a scheduler puts together when prompts and decodes share a pass, on one data-parallel replica:
   /// the method's kernels of a decode step of `sequences`,
   double decode_kernels_s(Tokens prompt, Tokens context, int sequences, Tokens shared = Tokens(0)) const;
+  /// of them, decode attention alone: seconds, and entries of each of its longest caches,
+  struct AttentionFigures {
+    double seconds = 0, entries = 0, caches = 0;
+  };
+  AttentionFigures decode_attention(Tokens context, int sequences) const;
+  /// what unequal lengths make of its time: so many caches about a mean with this coefficient of variation, item by item (`discrete`); at least 1,
+  double ragged_penalty(double caches, double entries, double variation) const;
   /// the method's kernels over the whole prompt of one sequence,
   double prompt_kernels_s(Tokens prompt) const;
   /// and everything else of one pass: `tokens` rows through the layers, of which `heads` reach the logits.
@@ -111,6 +120,9 @@ class StepModel {
 
  private:
   Part kernel_part(const KernelCall& call) const;
+  /// The longest attention call of a step of typical size, whose caches stand for all where lengths differ.
+  void find_ragged_attention();
+  double head_penalty(const KernelCall& call) const;
   /// The method's kernels; returns the rows that the step carries through the matrices.
   template <class Sink>
   double decode_kernel_parts(Tokens prompt, Tokens context, int sequences, Tokens shared, Sink&& sink) const;
@@ -137,6 +149,15 @@ class StepModel {
   double link_bandwidth_ = 0, eager_s_ = 0;
   LinkConstants links_;
   Profile all_reduce_, all_gather_, all_to_all_;
+  struct RaggedAttention {
+    RaggedWork cache;     // without lengths
+    Profile profile;
+    double rate = 0;      // 0: the method has no decode attention
+  };
+  RaggedAttention ragged_attention_;
+  static constexpr std::size_t kHeadCells = 13, kLengthCells = 24;
+  mutable std::array<std::atomic<float>, kHeadCells * kLengthCells> head_penalties_{};  // by powers of two, once asked for; 0 = not yet
+  bool head_ragged_ = false;  // the method keeps another number of rows for each head
   bool measured_gpu_ = false, plain_kernels_ = true, ragged_ = false, whole_prompt_ = false, speculates_ = false;
 };
 

@@ -55,7 +55,12 @@ double StepModel::decode_kernel_parts(Tokens prompt, Tokens context, int sequenc
   const Plan plan = decode_plan(prompt, context, sequences, shared);
   double rows = 0, attentions = 0;
   for (const KernelCall& call : plan.calls()) {
-    sink(kernel_part(call));
+    Part part = kernel_part(call);
+    if (head_ragged_ && call.kernel == KernelId::decode_attention) {
+      part.released_s *= head_penalty(call);
+      if (d_.released_plan) part.seconds = part.released_s;
+    }
+    sink(part);
     if (call.kernel == KernelId::decode_attention) rows += call.launches * call.queries, attentions += call.launches;
   }
   // A round of speculation carries its drafted tokens through every matrix.

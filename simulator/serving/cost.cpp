@@ -135,6 +135,37 @@ double ServingCost::decode_kernels_s(std::int64_t decodes, double prompt, double
   return near * (1.0 - sp) + beyond * sp;
 }
 
+namespace {
+
+constexpr int kCoarse = kPerOctave / 2;  // cells of the grid above in one of this grid
+constexpr int kLevels = 4;               // of the coefficient of variation, in one
+
+}  // namespace
+
+double ServingCost::ragged_cell(int decodes_cell, int length_cell, int level) {
+  if (level == 0) return 0;
+  const std::uint32_t key = static_cast<std::uint32_t>(decodes_cell) << 16 | static_cast<std::uint32_t>(length_cell) << 8 | static_cast<std::uint32_t>(level);
+  const auto [found, fresh] = ragged_.try_emplace(key, 0.0);
+  if (!fresh) return found->second;
+  constexpr double kLonger = 1.25;
+  const double length = length_of(length_cell * kCoarse);
+  const int decodes = static_cast<int>(length_of(decodes_cell * kCoarse) + 0.5);
+  const auto at = model_.decode_attention(tokens_of(length), decodes), longer = model_.decode_attention(tokens_of(length * kLonger), decodes);
+  const double all = model_.decode_kernels_s(tokens_of(length), tokens_of(length), decodes);
+  if (at.seconds <= 0 || all <= 0) return 0;
+  // A cache with a budget varies less than the sequence does.
+  const double follows = std::clamp((longer.entries / at.entries - 1) / (kLonger - 1), 0.0, 1.0);
+  return found->second = at.seconds / all * (model_.ragged_penalty(at.caches, at.entries, follows * level / kLevels) - 1);
+}
+
+double ServingCost::ragged_share(std::int64_t decodes, double length, double variation) {
+  if (decodes < 2) return 0;
+  const double level = std::min(variation, 4.0) * kLevels;
+  const int below = static_cast<int>(level), n = (cell_of(static_cast<double>(decodes)) + kCoarse / 2) / kCoarse, cell = (cell_of(std::max(1.0, length)) + kCoarse / 2) / kCoarse;
+  const double share = level - below;
+  return ragged_cell(n, cell, below) * (1 - share) + (share > 0 ? ragged_cell(n, cell, below + 1) * share : 0);
+}
+
 double ServingCost::prompt_cell_rate(int cell) {
   double& rate = prompt_rates_[static_cast<std::size_t>(cell)];
   if (rate < 0) {
@@ -161,8 +192,9 @@ double ServingCost::pass_s(const PassLoad& load) {
   const auto b = load.decodes;
   const auto rows = static_cast<std::int64_t>(static_cast<double>(b) * rows_per_sequence_ + 0.5);
   if (b > 0) {
-    const double n = static_cast<double>(b);
-    seconds = (decode_kernels_s(b, load.prompt_tokens / n, load.generated_tokens / n) + rows_s(rows) + heads_s(rows) +
+    const double n = static_cast<double>(b), mean = (load.prompt_tokens + load.generated_tokens) / n;
+    const double kernels = decode_kernels_s(b, load.prompt_tokens / n, load.generated_tokens / n) * (1 + ragged_share(ceil_div(b, stages_), mean, mean > 0 ? load.deviation / mean : 0));
+    seconds = (kernels + rows_s(rows) + heads_s(rows) +
                model_.draft_s(static_cast<int>(ceil_div(b, stages_)))) / emitted_;
   }
   if (load.prefill_tokens > 0) {

@@ -17,6 +17,7 @@ struct PassLoad {
   double prompt_tokens = 0;        // their prompts, summed
   double generated_tokens = 0;     // and what they have generated
   std::int64_t prefill_tokens = 0; // prompt tokens processed in this pass
+  double deviation = 0;            // of the decodes' lengths from their mean, tokens: the root of the mean square
   double prefill_kernels_s = 0;    // the method's kernels for those, see prompt_kernels_s
   std::int64_t finished_prompts = 0;
 };
@@ -48,6 +49,9 @@ class ServingCost {
   double heads_s(std::int64_t heads);
   double decode_kernels_s(std::int64_t decodes, double prompt, double generated);
   double decode_cell(std::int64_t decodes, int prompt_cell, int generated_cell);
+  /// What unequal lengths add to the decode kernels, as a share of their time: by the discrete model of attention, on a coarse grid.
+  double ragged_share(std::int64_t decodes, double length, double variation);
+  double ragged_cell(int decodes_cell, int length_cell, int level);
   double prompt_cell_rate(int cell);
   double bytes(std::int64_t prompt, std::int64_t generated) const;
 
@@ -60,6 +64,7 @@ class ServingCost {
   std::vector<double> rows_, heads_, prompt_rates_;
   std::vector<std::vector<double>> decodes_;  // by batch, then by context
   std::unordered_map<std::uint64_t, double> split_decodes_;
+  std::unordered_map<std::uint32_t, double> ragged_;
   std::unordered_map<std::int64_t, std::int64_t> prompt_blocks_;
   std::unordered_map<std::uint64_t, std::int64_t> whole_blocks_;
 };

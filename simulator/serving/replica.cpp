@@ -95,8 +95,17 @@ std::int64_t Replica::steps_that_fit(std::int64_t most) const {
   return std::min(steps, most);
 }
 
+/// All decodes grow by one token a step, so the spread of their lengths changes only when one joins or leaves.
+void Replica::count_length(const Progress& p, bool joins) {
+  const auto offset = static_cast<std::uint64_t>(p.target - p.join_step);
+  sum_offset_ += joins ? offset : 0 - offset;
+  sum_square_ += joins ? offset * offset : 0 - offset * offset;
+}
+
 PassLoad Replica::decode_load(std::int64_t step) const {
-  return {.decodes = decodes_, .prompt_tokens = static_cast<double>(sum_target_), .generated_tokens = static_cast<double>(decodes_ * step - sum_join_)};
+  const auto n = static_cast<std::uint64_t>(decodes_);
+  const double spread = std::sqrt(static_cast<double>(n * sum_square_ - sum_offset_ * sum_offset_)) / static_cast<double>(std::max<std::uint64_t>(1, n));
+  return {.decodes = decodes_, .prompt_tokens = static_cast<double>(sum_target_), .generated_tokens = static_cast<double>(decodes_ * step - sum_join_), .deviation = spread};
 }
 
 void Replica::plan(double now) {
@@ -283,6 +292,7 @@ void Replica::join(std::int64_t id) {
   ++decodes_;
   sum_target_ += p.target;
   sum_join_ += step_;
+  count_length(p, true);
   if (cost_.grows()) ++growing_[place(growth_phase(p))];
   endings_.push({step_ + request(id).output - p.emitted, id, p.admission});
 }
@@ -292,6 +302,7 @@ void Replica::leave_decodes(std::int64_t id) {
   --decodes_;
   sum_target_ -= p.target;
   sum_join_ -= p.join_step;
+  count_length(p, false);
   if (!cost_.grows()) return;
   --growing_[place(growth_phase(p))];
   const std::int64_t page = cost_.page(), slack = (page - p.target % page) % page;

@@ -117,6 +117,7 @@ class Replica {
   std::int64_t growth_of(std::int64_t first_step, std::int64_t steps) const;
   std::int64_t steps_that_fit(std::int64_t most) const;
   PassLoad decode_load(std::int64_t step) const;
+  void count_length(const Progress& p, bool joins);
   double span_s(std::int64_t steps) const { return static_cast<double>(steps) * first_step_s_ + slope_s_ * (0.5 * static_cast<double>(steps) * static_cast<double>(steps - 1)); }
 
   ServingCost& cost_;
@@ -137,6 +138,8 @@ class Replica {
   };
   std::vector<Held> held_;                        // handed over, not yet transferred
   std::int64_t decodes_ = 0, step_ = 0, steps_ = 0, sum_target_ = 0, sum_join_ = 0, pending_growth_ = 0;
+  /// Sums over the decodes of (target - join step) and of its square, modulo 2^64: what they give of the spread of lengths is exact.
+  std::uint64_t sum_offset_ = 0, sum_square_ = 0;
   double start_s_ = 0, end_s_ = kNever, first_step_s_ = 0, slope_s_ = 0, chunk_kernels_s_ = 0;
   bool whole_prompt_;
   ReplicaCounts counts_;

@@ -90,6 +90,22 @@ TEST_CASE("heads that keep different budgets cost what their longest one makes w
   CHECK_THROWS_WITH(ragged_decode(s.machine, s.constants, s.profile, w, 32), "length is 0, must be at least 1 entry");
 }
 
+TEST_CASE("spread lengths have the mean and the variation that were asked for", "[unit]") {
+  for (const double variation : {0.0, 0.2, 0.57, 0.9, 1.5, 3.0}) {
+    const std::vector<double> lengths = spread_lengths(512, 4000, variation);
+    REQUIRE(lengths.size() == 512);
+    const double mean = std::accumulate(lengths.begin(), lengths.end(), 0.0) / 512;
+    double square = 0;
+    for (const double l : lengths) square += (l - mean) * (l - mean) / 512;
+    CAPTURE(variation);
+    CHECK(mean == Approx(4000).epsilon(0.01));
+    CHECK(std::sqrt(square) / mean == Approx(variation).epsilon(0.03).margin(1e-9));
+    CHECK(*std::min_element(lengths.begin(), lengths.end()) >= 1);
+  }
+  CHECK(spread_lengths(1, 100, 1).size() == 1);
+  CHECK(spread_lengths(0, 100, 1).empty());
+}
+
 TEST_CASE("published penalties of skewed batches and times of mixed ones come out, with nothing fitted to them", "[unit]") {
   const std::vector<EndToEndFigure> skewed = read_ragged(embedded_data("skewed_decode_sample.csv"), "skewed");
   REQUIRE(skewed.size() == 16);
@@ -101,7 +117,7 @@ TEST_CASE("published penalties of skewed batches and times of mixed ones come ou
   REQUIRE(mixed.size() == 10);
   double ours = 0, roofline = 0;
   for (const EndToEndFigure& f : mixed) ours += std::fabs(f.predicted_s / f.measured_s - 1) / 10, roofline += std::fabs(f.roofline_s / f.measured_s - 1) / 10;
-  CHECK(ours < 0.25);
+  CHECK(ours < 0.18);
   CHECK(ours < 0.5 * roofline);
   CHECK_THROWS_WITH(read_ragged("gpu,model,heads,kv_heads,head_dim,n_decode,n_big,kv_small,kv_big,uniform_mean_us,skewed_us\nh100,m,32,8,128,2,3,8,16,1,1\n", "t"), "t line 2: n_big is \"3\", must be at most n_decode");
   ValidationReport report;
