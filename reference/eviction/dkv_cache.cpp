@@ -159,7 +159,7 @@ class Cache final : public TokenCache {
     Positions& merged = positions_[l.ordinal];
     for (std::int64_t i = 0; i < p.n; ++i) merged.push_back(in.positions(i));
     std::ranges::sort(merged);
-    merged.erase(std::ranges::unique(merged).begin(), merged.end());
+    merged.erase(std::unique(merged.begin(), merged.end()), merged.end());
     parallel_for(l.c.kv_heads, [&](std::int64_t h) {
       const int head = static_cast<int>(h);
       const Array k = l.rows.keys(head), v = l.rows.values(head);
