@@ -124,7 +124,7 @@ double claimed_figure(const ClaimSetup& setup, double ours, double base, std::st
       if (unit == "x") return base / ours;
       break;
     case Compare::ours_over_base:
-      if (unit == "x") return ours / base;
+      if (unit == "x" || unit == "of dense") return ours / base;
       break;
     case Compare::saving:
       if (unit == "%") return 100 * (1 - ours / base);
