@@ -11,6 +11,7 @@
 #include "core/errors.hpp"
 #include "core/formats/dtype.hpp"
 #include "core/formats/int_codes.hpp"
+#include "core/kernels/store.hpp"
 #include "core/kernels/transform.hpp"
 #include "core/parallel.hpp"
 #include "reference/primitives/plans.hpp"
@@ -90,6 +91,20 @@ Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, con
                  .call(c.count()));
     plan.add(kernels::LowRank{.sequences = h.sequences, .rows = c.q_heads, .rank = joined_width(c, Side::value) * p.v_bits, .dim = c.v_dim, .dtype = shape.dtype, .keep = true}
                  .call(c.count()));
+  }
+  return plan;
+}
+
+/// The released kernels are those of the 1-bit setting. At 2 bits what was coded is decoded once and kept in the dtype: every
+/// step joins the newest rows to both sides by a copy and rotates all keys, as a plain cache would.
+Plan released_decode_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts& counts) {
+  if (p.v_bits == 1) return decode_plan(p, shape, h, counts);
+  Plan plan = dense_decode_plan(shape, h);
+  for (const LayerClass& c : shape.classes) {
+    if (c.kind != RowKind::kv) continue;
+    const std::int64_t heads = std::int64_t{h.sequences} * c.kv_heads;
+    plan.add(kernels::Copy{.segments = heads, .bytes = h.tokens().value * (c.k_dim + c.v_dim) * bytes_of(shape.dtype)}.call(c.count()));
+    plan.add(kernels::RopeApply{.heads = heads, .rows = h.tokens().value, .dim = c.k_dim, .dtype = shape.dtype}.call(c.count()));
   }
   return plan;
 }
@@ -339,7 +354,7 @@ extern constinit const Method commvq{
              "stored norm. Twelve bits a codeword at 64 entries; the released code stores 16. The number of stages of the 1-bit model is inferred. Rotated keys are rounded to the dtype of the cache, as those of "
              "`full` are. Plans count whole bits a channel beside the products of a query with all code numbers.",
     .why_not = typed<why_not>, .needs_unrotated = always_unrotated, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
-    .prefill_plan = typed<prefill_plan>, .open = typed<open>,
+    .prefill_plan = typed<prefill_plan>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>,
 };
 
 }  // namespace kvatlas::methods

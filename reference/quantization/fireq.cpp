@@ -10,6 +10,7 @@
 
 #include "core/arith.hpp"
 #include "core/errors.hpp"
+#include "core/kernels/store.hpp"
 #include "reference/method.hpp"
 #include "reference/primitives/residual_store.hpp"
 #include "reference/primitives/scaled_coder.hpp"
@@ -108,6 +109,15 @@ Ledger ledger_formula(const Params& p, const CacheShape& shape, const History& h
 
 SideLayout side_layout(const Params& p, const LayerClass&, Side, Dtype, Tokens) { return {.format = quantizer(p).format()}; }
 
+/// The released caches decode every row into the dtype in every step, before any attention reads it.
+Plan released_decode_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts& counts) {
+  Plan plan = side_decode<Params, side_layout>(p, shape, h, counts);
+  for (const LayerClass& c : shape.classes)
+    if (c.kind == RowKind::kv)
+      plan.add(kernels::Copy{.segments = std::int64_t{h.sequences} * c.kv_heads, .bytes = h.tokens().value * (c.k_dim + c.v_dim) * bytes_of(shape.dtype)}.call(c.count()));
+  return plan;
+}
+
 std::unique_ptr<SideStore> make_side(const Params& p, const LayerClass& c, Side side, Dtype dtype, std::vector<float> given) {
   std::unique_ptr<RowCoder> coder = std::make_unique<GroupCoder>(c.kv_heads, dim_of(c, side), side, quantizer(p));
   if (side == Side::key)
@@ -152,7 +162,7 @@ extern constinit const Method fireq{
     .notes = "The 8-bit query and the FP8 product of the paper's kernel are not modelled: the attention is that of decoded rows. The official configuration for accuracy runs has scale=bf16, the stored 4-bit cache e4m3, the default here. A trained file has "
              "tensors layer<l>.k_factors. A group whose largest magnitude over 7 is below 2^-10 gets scale 0 and decodes to zeros. Scales saturate at 448 (e4m3). Decoded rows stay float32.",
     .why_not = typed<why_not>, .needs_unrotated = always_unrotated, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<side_decode<Params, side_layout>>,
-    .prefill_plan = typed<side_prefill<Params, side_layout>>, .open = typed<open>, .open_side = typed<open_side>, .side_layout = typed<side_layout>,
+    .prefill_plan = typed<side_prefill<Params, side_layout>>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open>, .open_side = typed<open_side>, .side_layout = typed<side_layout>,
 };
 
 }  // namespace kvatlas::methods

@@ -10,6 +10,7 @@
 #include "core/errors.hpp"
 #include "core/formats/dtype.hpp"
 #include "core/formats/int_codes.hpp"
+#include "core/kernels/store.hpp"
 #include "reference/primitives/plans.hpp"
 #include "reference/primitives/record_store.hpp"
 #include "reference/primitives/residual_store.hpp"
@@ -102,6 +103,25 @@ SideLayoutOf layout_of(const Params& p, const CacheShape& shape) {
   return [&p, dtype = shape.dtype](const LayerClass& c, Side side, Tokens context) { return side_layout(p, c, side, dtype, context); };
 }
 Plan decode_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) { return side_decode_plan(shape, h, layout_of(p, shape)); }
+/// Beside the same kernel for coded keys, every step joins a row to the plain rows by a copy and repeats them for every query
+/// head of a group before it multiplies; codes are copied when a flush joins its own.
+Plan released_decode_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts& counts) {
+  Plan plan = decode_plan(p, shape, h, counts);
+  for (const LayerClass& c : shape.classes) {
+    if (c.kind != RowKind::kv) continue;
+    for (const Side side : {Side::key, Side::value}) {
+      const SideLayout l = side_layout(p, c, side, shape.dtype, h.tokens());
+      const bool all_plain = l.format.kind == CodeKind::plain;
+      const std::int64_t heads = std::int64_t{h.sequences} * c.kv_heads, plain = (all_plain ? h.tokens() : l.plain).value * dim_of(c, side) * bytes_of(shape.dtype);
+      if (plain > 0) plan.add(kernels::Copy{.segments = heads, .bytes = plain}.call(c.count()));
+      if (plain > 0 && c.q_per_kv() > 1) plan.add(kernels::Copy{.segments = heads * c.q_per_kv(), .bytes = plain}.call(c.count()));
+      if (!all_plain)
+        plan.add(kernels::Copy{.segments = heads, .bytes = l.format.bytes((h.tokens() - l.plain).value, dim_of(c, side)).value}
+                     .call(c.count() / static_cast<double>(p.residual_window)));
+    }
+  }
+  return plan;
+}
 Plan prefill_plan(const Params& p, const CacheShape& shape, const History& h, const ContentCounts&) { return side_prefill_plan(shape, h, layout_of(p, shape)); }
 
 std::unique_ptr<SideStore> open_side(const Params& p, const LayerClass& c, int, Side side, Dtype dtype) {
@@ -162,7 +182,7 @@ extern constinit const Method polarquant_pairs{
              "of the model's rotary embedding; the released code knows the half-split pairs alone. Decoding at bin centres never gives a group's extremes back. Plans count whole bits "
              "a channel; a fused kernel multiplies less than they say, since its table of products serves a whole group.",
     .why_not = typed<why_not>, .ledger_formula = typed<ledger_formula>, .decode_plan = typed<decode_plan>,
-    .prefill_plan = typed<prefill_plan>, .open = typed<open_sides<Params, open_side>>, .open_side = typed<open_side>, .side_layout = typed<side_layout>,
+    .prefill_plan = typed<prefill_plan>, .released_decode_plan = typed<released_decode_plan>, .open = typed<open_sides<Params, open_side>>, .open_side = typed<open_side>, .side_layout = typed<side_layout>,
 };
 
 }  // namespace kvatlas::methods
