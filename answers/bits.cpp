@@ -54,14 +54,19 @@ BitsByKind bits_by_kind(const Recipe& recipe, const CacheShape& shape, const His
       if (l.plain.value > 0) line += cat("; ", spell_count(as_double(l.plain.value)), " tokens stay in ", name_of(shape.dtype));
       lines.push_back(std::move(line));
     }
+    bool plain_codes = true;  // the ledger has the parts that the format states, nothing like a low-rank part or sketches beside them
     for (const LedgerEntry& e : ledger.entries()) {
       if (e.side != side) continue;
       const BitKind kind = kind_of_component(e.component);
+      if (kind == BitKind::codes && e.component != "codes" && e.component != "blocks") plain_codes = false;
       if (kind == BitKind::codes) coded_bytes += as_double(e.bytes.value);
       if (kind == BitKind::scales || kind == BitKind::zeros) described_bytes += as_double(e.bytes.value);
     }
     if (stated_codes <= 0 || coded_bytes < stated_codes) continue;
+    if (!plain_codes)
+      for (std::string& line : lines) line += ", the format whose bytes and speed its kernels are given";
     b.formulas.insert(b.formulas.end(), lines.begin(), lines.end());
+    if (!plain_codes) continue;
     // A component that holds codes and scales together (blocks) is split; what neither explains is padding.
     const double inside = described_bytes > 0 ? 0 : std::min(stated_metadata, coded_bytes - stated_codes);
     const double padding = coded_bytes - stated_codes - inside;

@@ -75,6 +75,10 @@ TEST_CASE("show gives bits of an original value by kind, and they add up to the 
   REQUIRE(pth["bits"]["codes"] == 8.0);
   REQUIRE(pth["bits"]["scales"] == 0.25);
   REQUIRE(pth["bits"]["padding"] == 0.0);
+  // A low-rank part beside the codes is no padding.
+  const json gear = answer({"show", "gear", "--model", "llama-3.1-8b", "--context", "8192"});
+  REQUIRE(gear["bits"]["padding"] == 0.0);
+  REQUIRE(gear["bits"]["codes"].get<double>() > 2.5);
   // 1,000 tokens fill 63 pages of 16: 8 tokens more, 64 x 1,024 values of 8.25 bits each.
   REQUIRE(pth["page_padding_bytes"] == 8 * 65536 * 8.25 / 8);
   // A block of 32 codes carries its fp16 scale: one component, two kinds.
