@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import textwrap
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
@@ -130,8 +131,11 @@ def _name_marks(ax: Any, marks: List[Tuple[float, float, str]]) -> None:
 
 
 def _finish(ax: Any, title: str, subtitle: str, x: str, y: str) -> None:
-    ax.set_title(title, pad=24)
-    ax.text(0, 1.025, subtitle, transform=ax.transAxes, color=MUTED, fontsize=8.5, va="bottom")
+    # A line that is wider than the axes would widen the picture by an empty margin.
+    width = ax.figure.get_figwidth() * ax.get_position().width
+    lines = textwrap.wrap(subtitle.replace(" %", "\u00a0%"), max(30, int(15 * width)), break_long_words=False, break_on_hyphens=False)
+    ax.set_title(title, pad=12 + 12 * len(lines))
+    ax.text(0, 1.025, "\n".join(lines), transform=ax.transAxes, color=MUTED, fontsize=8.5, va="bottom")
     ax.set_xlabel(x, loc="right", fontsize=8.5)
     ax.set_ylabel(y, loc="top", fontsize=8.5)
 
