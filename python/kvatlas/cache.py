@@ -149,6 +149,18 @@ class Cache:
         """The prompt is complete in all layers: methods that select or quantize once do it here."""
         self._handle.end_prefill()
 
+    def notify(self, event: str, first: int = 0, last: int = 0) -> int | None:
+        """Tells what no tensor says: "prompt_length" (``last`` tokens, before the first one), "span_over" (the tokens at positions
+        first, ..., last - 1 have served), "turn" (what follows is a prompt again, until ``end_prefill()``).
+
+        returns  the position from which the text must be forwarded once more, where the event makes rows behind it stale
+        raises   NotImplementedError for an event that the method has no rule for: its record lists them in ``events``
+        """
+        again = self._handle.notify(event, first, last)
+        if again is not None:
+            self._tokens = {layer: min(n, again) for layer, n in self._tokens.items()}
+        return again
+
     def crop(self, length: int) -> None:
         """Forgets every token at index >= length; NotImplementedError where the method cannot restore the earlier state."""
         self._handle.crop(length)

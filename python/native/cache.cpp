@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <bit>
+#include <optional>
 
 #include "answers/record.hpp"
 #include "core/io/safetensors.hpp"
@@ -124,6 +125,17 @@ class CacheHandle {
   void end_prefill() {
     long_work([&] { whole().end_prefill(); });
   }
+  std::optional<std::int64_t> notify(const std::string& kind, std::int64_t first, std::int64_t last) {
+    std::string allowed;
+    for (const EventKind k : {EventKind::prompt_length, EventKind::span_over, EventKind::turn}) {
+      if (kind == name_of(k)) {
+        py::gil_scoped_release free;
+        return whole().notify({.kind = k, .first = first, .last = last});
+      }
+      allowed += cat(allowed.empty() ? "" : ", ", name_of(k));
+    }
+    throw InvalidArgument(cat("event is \"", kind, "\", must be one of ", allowed));
+  }
   void crop(std::int64_t length) {
     py::gil_scoped_release free;
     whole().crop(Tokens(length));
@@ -233,6 +245,7 @@ void bind_cache(py::module_& m) {
       .def_property_readonly("method", &CacheHandle::method)
       .def("forward", &CacheHandle::forward)
       .def("end_prefill", &CacheHandle::end_prefill)
+      .def("notify", &CacheHandle::notify)
       .def("crop", &CacheHandle::crop)
       .def("kept", &CacheHandle::kept)
       .def("buffers", &CacheHandle::buffers)

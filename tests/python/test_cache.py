@@ -1,4 +1,5 @@
 """The references on arrays: values, bytes, saving and loading, and memory that is read where it lies."""
+import contextlib
 import json
 import os
 import pathlib
@@ -63,6 +64,9 @@ def test_every_method_reads_inputs_by_their_strides(method):
     for n, view in views.items():
         view[...] = case.inputs[n]
     cache = kvatlas.Cache(case.method, case.open_shape(), trained=case.trained or None)
+    if "prompt_length" in cache.method.record["events"]:
+        with contextlib.suppress(NotImplementedError):  # not in every setting
+            cache.notify("prompt_length", last=case.prompt)
     out = np.empty_like(case.outputs["out"])
     ends = [*range(case.chunk, case.prompt, case.chunk), case.prompt, *range(case.prompt + 1, case.prompt + case.decode + 1)]
     for first, end in zip([0, *ends], ends):
@@ -160,6 +164,24 @@ def test_chunks_and_crop():
     parts.crop(30)
     again = parts.forward(0, q[:, 30:], k[:, 30:], v[:, 30:])
     assert np.array_equal(again, out[:, 30:])
+
+
+def test_events_of_the_caller():
+    cache, plain = (kvatlas.Cache(m, kvatlas.Shape(**SHAPE)) for m in ("tim_subtask_prune:prune_buffer=0,reuse=reencode", "full"))
+    q, k, v = tokens(20)
+    for layer in (0, 1):
+        cache.forward(layer, q, k, v)
+        plain.forward(layer, q[:, :12], k[:, :12], v[:, :12])
+    cache.end_prefill()
+    assert cache.notify("span_over", 12, 17) == 17 and cache.kept(0, 0) == 12
+    # Positions are counted from there by itself, and the span's tokens are gone: a text without them.
+    for layer in (0, 1):
+        last = q[:, 17:], k[:, 17:], v[:, 17:]
+        assert np.array_equal(cache.forward(layer, *last), plain.forward(layer, *last))
+    with pytest.raises(NotImplementedError, match="turn: "):
+        cache.notify("turn")
+    with pytest.raises(ValueError, match='event is "over", must be one of prompt_length, span_over, turn'):
+        cache.notify("over")
 
 
 def test_a_models_own_shape():
