@@ -134,7 +134,8 @@ void run_tokens(KvCache& cache, const Scenario& s, std::int64_t first, std::int6
     }
 }
 
-bool takes(const Scenario& s, EventKind kind) { return std::ranges::find(s.method->events, kind) != s.method->events.end(); }
+/// A situation of a composed recipe names no method.
+bool takes(const Scenario& s, EventKind kind) { return s.method != nullptr && std::ranges::find(s.method->events, kind) != s.method->events.end(); }
 
 /// Tells a cache of an event, if its method takes such; its setting may have no rule for it.
 std::optional<std::int64_t> tell(KvCache& cache, const Scenario& s, const CacheEvent& event) {
