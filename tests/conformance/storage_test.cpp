@@ -253,6 +253,30 @@ TEST_CASE("a refused step leaves the cache as it was", "[conformance]") {
   }
 }
 
+TEST_CASE("a cache takes the events that its record lists and refuses all others unchanged", "[conformance]") {
+  for (const Method* m : cached_methods())
+    for (const EventKind kind : {EventKind::prompt_length, EventKind::span_over, EventKind::turn}) {
+      const bool listed = std::ranges::find(m->events, kind) != m->events.end();
+      bool taken = false;
+      for (std::uint64_t attempt = 450000; attempt < (listed ? 450020U : 450001U); ++attempt) {
+        const Scenario s = draw(*m, attempt);
+        CAPTURE(s.describe(), name_of(kind));
+        const auto cache = open_cache(s);
+        if (kind != EventKind::prompt_length) run_prompt(*cache, s);
+        const std::uint64_t before = digest(cache->buffers());
+        try {
+          cache->notify({.kind = kind, .first = 0, .last = s.prompt});
+          REQUIRE(listed);
+          taken = true;
+        } catch (const Unsupported& e) {
+          REQUIRE_THAT(std::string(e.what()), contains_text(name_of(kind)));
+          REQUIRE(digest(cache->buffers()) == before);
+        }
+      }
+      CHECK(taken == listed);
+    }
+}
+
 TEST_CASE("crop restores the cache that never saw the tokens, or refuses and changes nothing", "[conformance]") {
   for (const Method* m : cached_methods())
     for (int attempt = 0; attempt < std::max(1, draws() / 50); ++attempt) {
