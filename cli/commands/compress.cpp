@@ -25,6 +25,7 @@ const Usage& compress_usage() {
       .example = "kvatlas compress layer7.safetensors --method kivi:bits=2 --out packed.safetensors",
       .options = {Option::text("method", "M", "method and parameters").needed(),
                   Option::text("out", "FILE", "safetensors file for the packed buffers").needed(),
+                  Option::text("decoded", "FILE", "safetensors file for the rows as the cache gives them back: k, v [kv heads, tokens, dim]"),
                   Option::text("q", "FILE", ".npy of queries [query heads, tokens, dim]"),
                   Option::text("k", "FILE", ".npy of keys [kv heads, tokens, dim]"),
                   Option::text("v", "FILE", ".npy of values [kv heads, tokens, dim]"),
@@ -96,6 +97,20 @@ io::SafeTensors packed(const Compression& result, const Recipe& recipe, const Ca
   return file;
 }
 
+/// The rows that the cache gives back, for methods that keep every row of a side.
+io::SafeTensors decoded(const Compression& result, const Recipe& recipe, const CacheShape& shape) {
+  io::SafeTensors file;
+  file.metadata = {{"method", recipe.canonical()}};
+  const auto put = [&](const char* name, const std::optional<Array>& rows) {
+    if (rows) file.tensors[name] = io::raw_f32({.dims = rows->dims(), .values = rows->values()}, name);
+  };
+  put("k", result.k_decoded);
+  put("v", result.v_decoded);
+  if (file.tensors.empty()) throw Unsupported(cat("--decoded: ", recipe.canonical(), " does not keep its rows side by side, so there are none to give back"));
+  if (result.k_decoded) file.metadata["rope"] = shape.classes[0].rope.rotary_dim > 0 && result.decoded_before_rope ? "before" : "after";
+  return file;
+}
+
 /// Families whose choice of tokens is made by queries: without them the bytes are right, what is kept is not.
 bool chooses_tokens(const Recipe& recipe) {
   for (const Rule& r : recipe.rules())
@@ -112,9 +127,11 @@ void refuse_overwriting(const Parsed& p) {
     if (p.has(name)) inputs.push_back(p.text(name));
   for (const std::string& input : inputs) {
     std::error_code missing;  // a file that is not there yet is no other's equal
-    if (std::filesystem::equivalent(p.text("out"), input, missing))
-      throw UsageError(cat("--out is ", p.text("out"), ", must not be the input file ", input));
+    for (const char* output : {"out", "decoded"})
+      if (p.has(output) && std::filesystem::equivalent(p.text(output), input, missing))
+        throw UsageError(cat("--", output, " is ", p.text(output), ", must not be the input file ", input));
   }
+  if (p.has("decoded") && p.text("decoded") == p.text("out")) throw UsageError(cat("--decoded is ", p.text("decoded"), ", must not be --out"));
 }
 
 Json optional_number(const std::optional<double>& x) { return x ? Json(*x) : Json(nullptr); }
@@ -160,7 +177,9 @@ int run_compress(const Arguments& args, const Streams& io) {
   } catch (const InvalidArgument& e) {
     throw IoError(e.what());  // the file's content, not the command
   }
+  const std::optional<io::SafeTensors> rows_back = p.has("decoded") ? std::optional(decoded(result, recipe, shape)) : std::nullopt;
   io::write_safetensors(p.text("out"), packed(result, recipe, shape, in.k.dims[1]));
+  if (rows_back) io::write_safetensors(p.text("decoded"), *rows_back);
 
   const double stored = static_cast<double>(result.ledger.total().value);
   if (p.json()) {

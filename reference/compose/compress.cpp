@@ -36,16 +36,17 @@ StepInput step_of(const KvRows& rows, std::int64_t first, std::int64_t n, const 
   return {.q = rows.q.slice(1, first, n), .k = rows.k.slice(1, first, n), .v = rows.v.slice(1, first, n), .positions = positions.view()};
 }
 
-double side_error(SideStore& store, View<const float> rows) {
+double side_error(SideStore& store, const StepInput& step, View<const float> rows, std::optional<Array>& kept) {
+  store.observe(step);  // some code by what queries look at
   store.append(rows);
   store.settle(false);
   store.settle(true);
   KV_ASSERT(store.size().value == rows.dim(1), "a side store holds every row of its side");
   Distance distance;
+  Array& decoded = kept.emplace(Array({rows.dim(0), rows.dim(1), rows.dim(2)}));
   for (std::int64_t h = 0; h < rows.dim(0); ++h) {
-    Array decoded({rows.dim(1), rows.dim(2)});
-    store.read(static_cast<int>(h), 0, decoded.view());
-    for (std::int64_t t = 0; t < rows.dim(1); ++t) distance.add(decoded.view().row(t), rows.row(h, t));
+    store.read(static_cast<int>(h), 0, decoded.view()[h]);
+    for (std::int64_t t = 0; t < rows.dim(1); ++t) distance.add(decoded.view().row(h, t), rows.row(h, t));
   }
   return distance.relative();
 }
@@ -106,9 +107,11 @@ Compression compress(const Recipe& recipe, const CacheShape& shape, const KvRows
   const auto stored = static_cast<double>(result.ledger.total().value), dense = static_cast<double>(result.dense.value);
   result.bits_per_value = 8 * stored * bytes_of(shape.dtype) / dense;
   result.size_factor = dense / stored;
-  if (const auto store = bound.open_side(layer, Side::key))
-    result.k_rel_error = side_error(*store, store->before_rope() ? all.k_pre.view() : all.k.view());
-  if (const auto store = bound.open_side(layer, Side::value)) result.v_rel_error = side_error(*store, all.v.view());
+  if (const auto store = bound.open_side(layer, Side::key)) {
+    result.decoded_before_rope = store->before_rope();
+    result.k_rel_error = side_error(*store, whole, store->before_rope() ? all.k_pre.view() : all.k.view(), result.k_decoded);
+  }
+  if (const auto store = bound.open_side(layer, Side::value)) result.v_rel_error = side_error(*store, whole, all.v.view(), result.v_decoded);
   result.probes = has_queries ? std::min(probes, n - 1) : 0;
   if (result.probes > 0) result.attention_rel_error = attention_error(bound, rows, all, inputs, result.probes);
   return result;

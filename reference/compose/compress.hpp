@@ -24,6 +24,8 @@ struct Compression {
   /// ||decoded - rows|| / ||rows||, Frobenius, rows in the dtype and after RoPE; nothing where the method has no rows
   /// to return (it drops or mixes tokens, or codes layers together).
   std::optional<double> k_rel_error, v_rel_error;
+  std::optional<Array> k_decoded, v_decoded;  // [kv_heads, tokens, dim], where the errors are there; keys as they are kept
+  bool decoded_before_rope = false;           // such keys are kept before RoPE
   /// ||out - exact|| / ||exact|| of the last `probes` tokens: the prompt before them is compressed, then they are
   /// decoded one by one through the compressed cache. Nothing without queries.
   std::optional<double> attention_rel_error;
