@@ -35,6 +35,7 @@ const Usage& evaluate_usage() {
                         Option::text("tasks", "LIST", "retrieval tasks: all, or some of passkey,multi_needle,kv_lookup,copy,few_shot"),
                         Option::integer("trials", 1, 100000, "cases of each task", "20"),
                         Option::integer("probes", 1, 4096, "tokens decoded in each captured prompt", "32"),
+                        Option::flag("post-rope", "methods that work on keys before RoPE take the rotated keys of --capture: another algorithm, to see what the order is worth"),
                         Option::text("trained", "FILE", "safetensors of trained parts, where a method needs them"),
                         Option::text("db", "FILE", "store that the figures join; `recommend --db` reads them there"),
                         Option::text("model", "M", "model of the zoo, or config.json, that the weights are: the name of the figures in --db"),
@@ -69,6 +70,8 @@ void refuse_idle_options(const Parsed& p) {
   if (p.has("capture")) {
     for (const char* option : {"text", "tasks", "trials", "protocol", "context", "windows", "scored", "chunk"})
       if (p.given(option)) throw UsageError(cat("--", option, " says nothing about captured rows, it goes with --weights"));
+  } else if (p.given("post-rope")) {
+    throw UsageError("--post-rope says nothing about weights, it goes with --capture");
   } else if (p.given("probes")) {
     throw UsageError("--probes says nothing about weights, it goes with --capture");
   } else if (p.given("chunk") && p.text("protocol") == "a") {
@@ -80,7 +83,7 @@ void refuse_idle_options(const Parsed& p) {
 
 Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const OpenInputs& inputs, const models::Model* record, EvaluationRun& run) {
   if (p.has("threads")) set_threads(static_cast<int>(p.integer("threads")));
-  const models::CapturedSet set = models::read_captures(p.text("capture"), run.dtype);
+  const models::CapturedSet set = models::read_captures(p.text("capture"), run.dtype, record != nullptr ? &record->cache : nullptr);
   run.quality_model = set.model;
   run.text_hash = set.text_hash.empty() ? set.rows_hash : set.text_hash;
   run.grade = "C";
@@ -95,7 +98,7 @@ Json evaluate_capture(const Parsed& p, const std::vector<Recipe>& recipes, const
   for (const Recipe& recipe : recipes) {
     Json row = row_of(run, recipe, "");
     try {
-      const models::CapturedScore score = models::score_captured(set, recipe, inputs, p.integer("probes"));
+      const models::CapturedScore score = models::score_captured(set, recipe, inputs, p.integer("probes"), p.has("post-rope"));
       row = row_of(run, recipe, score.label);
       fill_captured(row, score);
     } catch (const Error& e) {

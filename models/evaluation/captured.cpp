@@ -41,7 +41,14 @@ double number_in(const io::SafeTensors& file, const char* key, double absent, co
 void refuse_lost_rotation(const Recipe& recipe) {
   for (const Rule& rule : recipe.rules())
     if (const Method& m = *rule.key.method; m.needs_unrotated != nullptr)
-      if (const auto why = m.needs_unrotated(rule.key.row)) throw Unsupported(cat(m.slug, ": ", *why, ", captured rows are rotated already; give it --weights"));
+      if (const auto why = m.needs_unrotated(rule.key.row)) throw Unsupported(cat(m.slug, ": ", *why, ", captured rows are rotated already; give it --weights, or rows captured before RoPE"));
+}
+
+/// The model's class of a captured layer.
+const LayerClass& class_in(const CacheShape& model, int layer, const std::string& where) {
+  for (const LayerClass& c : model.classes)
+    if (std::ranges::find(c.layers, layer) != c.layers.end()) return c;
+  throw IoError(cat(where, ": layer is ", layer, ", and the model caches no rows there"));
 }
 
 /// What a file says of the run it comes from; files that are read together must say the same.
@@ -120,7 +127,7 @@ std::vector<std::string> capture(const Transformer& t, const CacheShape& shape, 
   return files;
 }
 
-CapturedSet read_captures(const std::filesystem::path& folder, Dtype dtype) {
+CapturedSet read_captures(const std::filesystem::path& folder, Dtype dtype, const CacheShape* model_shape) {
   std::vector<std::filesystem::path> paths;
   std::error_code failed;
   for (const auto& entry : std::filesystem::directory_iterator(folder, failed))
@@ -136,7 +143,11 @@ CapturedSet read_captures(const std::filesystem::path& folder, Dtype dtype) {
     const std::string where = path.string();
     const auto rope = file.metadata.find("rope");
     if (rope == file.metadata.end()) throw IoError(cat(where, ": metadata rope is missing, must be after: whether keys are rotated cannot be seen"));
-    if (rope->second != "after") throw IoError(cat(where, ": metadata rope is ", printable(rope->second), ", must be after: without the model its rotation is not known"));
+    if (rope->second != "after" && rope->second != "before") throw IoError(cat(where, ": metadata rope is ", printable(rope->second), ", must be after or before"));
+    const bool before = rope->second == "before";
+    if (before && model_shape == nullptr) throw IoError(cat(where, ": metadata rope is before, must be after: without the model (--model) its rotation is not known"));
+    if (path != paths.front() && before != set.before_rope) throw IoError(cat(where, ": metadata rope is ", rope->second, ", must be that of the folder's other files"));
+    set.before_rope = before;
     if (!model) model = said_by(file, "model");
     if (*model != said_by(file, "model")) throw IoError(cat(where, ": metadata model is ", printable(said_by(file, "model")), ", must be ", printable(*model), " as in the folder's other files"));
     const std::string name = said_by(file, "prompt");
@@ -157,6 +168,8 @@ CapturedSet read_captures(const std::filesystem::path& folder, Dtype dtype) {
     LayerClass c{.q_heads = static_cast<int>(q.dims[0]), .kv_heads = static_cast<int>(k.dims[0]), .k_dim = static_cast<int>(k.dims[2]),
                  .v_dim = static_cast<int>(v.dims[2]), .window = Tokens(static_cast<std::int64_t>(window)),
                  .score_scale = number_in(file, "score_scale", 0, where)};
+    if (before) c.rope = class_in(*model_shape, layer, where).rope;
+    if (const auto why = why_not(c.rope, c.k_dim)) throw IoError(cat(where, ": ", *why));
     const auto same = std::ranges::find_if(prompt.shape.classes, [&](LayerClass other) {
       other.layers.clear();
       return other == c;
@@ -188,8 +201,8 @@ CapturedSet read_captures(const std::filesystem::path& folder, Dtype dtype) {
   return set;
 }
 
-CapturedScore score_captured(const CapturedSet& set, const Recipe& recipe, const OpenInputs& inputs, std::int64_t probes) {
-  refuse_lost_rotation(recipe);
+CapturedScore score_captured(const CapturedSet& set, const Recipe& recipe, const OpenInputs& inputs, std::int64_t probes, bool post_rope) {
+  if (!set.before_rope && !post_rope) refuse_lost_rotation(recipe);
   CapturedScore score;
   for (const CapturedPrompt& prompt : set.prompts) {
     const Candidate candidate = candidate_of(recipe, prompt.shape, inputs);

@@ -43,10 +43,12 @@ struct CapturedSet {
   std::vector<CapturedPrompt> prompts;
   std::string text_hash{};  // of the one text that all files name; empty when they name none, or several
   std::string rows_hash{};  // of all rows, for captures that no text names
+  bool before_rope = false;  // queries and keys are not rotated yet: the shapes of the prompts have the model's rotary embedding
 };
 
-/// throws   IoError: nothing there, a broken file, layers that do not fit together or name different models or texts, keys before RoPE or of unknown rotation
-CapturedSet read_captures(const std::filesystem::path& folder, Dtype dtype);
+/// model    whose rotary embedding turns keys that were captured before RoPE; null: such files are refused
+/// throws   IoError: nothing there, a broken file, layers that do not fit together or name different models or texts, keys of unknown rotation
+CapturedSet read_captures(const std::filesystem::path& folder, Dtype dtype, const CacheShape* model = nullptr);
 
 /// A recipe on captured rows: the prompt less its last `probes` tokens is compressed, then these are decoded one by one.
 struct CapturedScore {
@@ -56,7 +58,8 @@ struct CapturedScore {
   Bytes stored{0}, dense{0};            // of the compressed prompts, summed over prompts
   std::int64_t probes = 0;              // tokens decoded, all prompts
 };
-/// throws   Unsupported for methods that work on keys before RoPE or turn them again, and what the recipe's cache throws
-CapturedScore score_captured(const CapturedSet& set, const Recipe& recipe, const OpenInputs& inputs, std::int64_t probes);
+/// post_rope  methods that work on keys before RoPE may run on rotated ones: another algorithm, which shows what the order is worth
+/// throws   Unsupported for methods that work on keys before RoPE or turn them again where the set's are rotated, and what the recipe's cache throws
+CapturedScore score_captured(const CapturedSet& set, const Recipe& recipe, const OpenInputs& inputs, std::int64_t probes, bool post_rope = false);
 
 }  // namespace kvatlas::models

@@ -324,8 +324,10 @@ TEST_CASE("captured rows score a method as exact where it is, and come back from
                              "expected_attention", "cap", "layers=0:full;*:kvquant"})
     CHECK_THROWS_AS(score_captured(set, Recipe::parse(recipe), {}, 8), Unsupported);
   CHECK_THROWS_WITH(score_captured(set, Recipe::parse("streaming_llm"), {}, 8),
-                    "streaming_llm: it rotates keys by their slots (positions=true takes them as they come), captured rows are rotated already; give it --weights");
+                    "streaming_llm: it rotates keys by their slots (positions=true takes them as they come), captured rows are rotated already; give it --weights, or rows captured before RoPE");
   CHECK_NOTHROW(score_captured(set, Recipe::parse("streaming_llm:sinks=1,recent_window=15,positions=true"), {}, 8));
+  const CapturedScore post = score_captured(set, Recipe::parse("windowed:full;*:kvquant"), {}, 8, true);  // asked for, they take rotated keys
+  CHECK(post.attention_error[1] > 0);
   io::SafeTensors unsaid = file;
   unsaid.metadata.erase("rope");
   io::write_safetensors((folder / "layer0.safetensors").string(), unsaid);
@@ -357,7 +359,16 @@ TEST_CASE("captured rows score a method as exact where it is, and come back from
 
   const auto again = fresh_folder("kvatlas_capture_before");
   capture(t, shape, text(20), again, {.before_rope = true});
-  CHECK_THROWS_AS(read_captures(again, Dtype::bf16), IoError);
+  CHECK_THROWS_WITH(read_captures(again, Dtype::bf16), cat((again / "layer0.safetensors").string(), ": metadata rope is before, must be after: without the model (--model) its rotation is not known"));
+  // With the model's rotation they are read, and methods that code keys before RoPE run on them.
+  const CapturedSet before = read_captures(again, Dtype::bf16, &shape);
+  CHECK(before.before_rope);
+  CHECK(before.prompts[0].shape.class_of(1).rope == shape.class_of(1).rope);
+  CHECK(score_captured(before, Recipe::parse("full"), {}, 4).attention_error == std::vector<double>{0, 0, 0});
+  CHECK(score_captured(before, Recipe::parse("windowed:full;*:kvquant"), {}, 4).attention_error[2] > 0);
+  CacheShape fewer = shape;
+  for (LayerClass& c : fewer.classes) std::erase(c.layers, 0);
+  CHECK_THROWS_WITH(read_captures(again, Dtype::bf16, &fewer), cat((again / "layer0.safetensors").string(), ": layer is 0, and the model caches no rows there"));
   CHECK_THROWS_AS(read_captures(fresh_folder("kvatlas_capture_none"), Dtype::bf16), IoError);
   CHECK_THROWS_WITH(capture(t, shape, text(20), again, {.layers = {3}}), "layer is 3, must be below 3");
   std::filesystem::remove_all(folder);
