@@ -113,6 +113,25 @@ TEST_CASE("over a thousand decode steps every eviction method holds what its clo
   }
   set_threads(2);
 }
+
+TEST_CASE("eviction methods keep their formula and their saved state at sizes that no draw has: heads of 256, groups of eight, one token", "[conformance][ledger]") {
+  const CacheShape shape = uniform_shape(2, 8, 1, 256, Dtype::bf16, {.rotary_dim = 256});
+  for (const Method* m : cached_methods()) {
+    if (m->family != Family::eviction) continue;
+    for (const std::int64_t prompt : {1, 40}) {
+      const Scenario s{.method = m, .shape = shape, .row = defaults_of(m->params), .prompt = prompt, .chunk = prompt, .decode = 3, .seed = 11};
+      CAPTURE(s.describe());
+      REQUIRE_FALSE(why_not(*m, s.row, shape).has_value());
+      const auto cache = open_cache(s), fresh = open_cache(s);
+      run_prompt(*cache, s);
+      require_equal(count_ledger(cache->buffers()), formula_ledger(*m, s.row, shape, s.history(0), cache->content_counts()));
+      run_decode(*cache, s, 0, s.decode);
+      require_equal(count_ledger(cache->buffers()), formula_ledger(*m, s.row, shape, s.history(s.decode), cache->content_counts()));
+      fresh->load(cache->buffers());
+      REQUIRE(run_decode(*fresh, s, s.decode, 2) == run_decode(*cache, s, s.decode, 2));
+    }
+  }
+}
 #endif
 
 TEST_CASE("a cache loaded from saved buffers continues with the same bits", "[conformance]") {
