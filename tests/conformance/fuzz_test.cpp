@@ -54,6 +54,34 @@ std::vector<NamedBuffer> spoiled(std::vector<NamedBuffer> saved, Random& random)
   return saved;
 }
 
+/// Sixteen spoiled copies of what a cache saved, each loaded into a fresh one.
+template <class Open>
+void load_spoiled(const Scenario& s, const Open& open) {
+  const auto cache = open();
+  run_prompt(*cache, s);
+  run_decode(*cache, s, 0, 2);
+  const auto saved = cache->buffers();
+  Random random(s.seed);
+  for (int way = 0; way < 16; ++way) {
+    CAPTURE(way);
+    const auto fresh = open();
+    const std::uint64_t before = digest(fresh->buffers());
+    try {
+      fresh->load(spoiled(saved, random));
+    } catch (const Error& e) {
+      REQUIRE(std::string(e.what()).size() > 10);
+      REQUIRE(digest(fresh->buffers()) == before);
+      continue;
+    }
+    REQUIRE(count_ledger(fresh->buffers()).total().value >= 0);
+    try {
+      run_decode(*fresh, s, 2, 2);
+    } catch (const Error& e) {  // what was loaded may speak of other positions than the step
+      REQUIRE(std::string(e.what()).size() > 10);
+    }
+  }
+}
+
 }  // namespace
 
 TEST_CASE("saved caches with spoiled bytes are refused with a sentence or run on", "[conformance][fuzz]") {
@@ -61,30 +89,54 @@ TEST_CASE("saved caches with spoiled bytes are refused with a sentence or run on
     for (int attempt = 0; attempt < std::max(2, draws() / 100); ++attempt) {
       Scenario s = draw(*m, static_cast<std::uint64_t>(attempt) + 700000);
       s.prompt = s.chunk = std::min<std::int64_t>(s.prompt + 20, 80);
-      const auto cache = open_cache(s);
-      run_prompt(*cache, s);
-      run_decode(*cache, s, 0, 2);
-      const auto saved = cache->buffers();
-      Random random(s.seed);
-      for (int way = 0; way < 16; ++way) {
-        CAPTURE(s.describe(), way);
-        const auto fresh = open_cache(s);
-        const std::uint64_t before = digest(fresh->buffers());
-        try {
-          fresh->load(spoiled(saved, random));
-        } catch (const Error& e) {
-          REQUIRE(std::string(e.what()).size() > 10);
-          REQUIRE(digest(fresh->buffers()) == before);
-          continue;
-        }
-        REQUIRE(count_ledger(fresh->buffers()).total().value >= 0);
-        try {
-          run_decode(*fresh, s, 2, 2);
-        } catch (const Error& e) {  // what was loaded may speak of other positions than the step
-          REQUIRE(std::string(e.what()).size() > 10);
-        }
+      CAPTURE(s.describe());
+      load_spoiled(s, [&] { return open_cache(s); });
+    }
+}
+
+TEST_CASE("saved caches of composed recipes with spoiled bytes are refused with a sentence or run on", "[conformance][fuzz]") {
+  const CacheShape shape = uniform_shape(2, 4, 2, 32, Dtype::bf16, {.rotary_dim = 32});
+  for (const char* text : {"k=kivi:residual_window=32;v=fp8_kv", "first1:full;*:kivi:residual_window=32", "heads=0:full;*:kivi:residual_window=32",
+                           "first1&heads=1:streaming_llm:sinks=2,recent_window=16;*:k=fp8_kv&v=mxfp4", "sinks=4:full;recent=8:full;fp8_kv"}) {
+    CAPTURE(text);
+    const BoundRecipe bound = Recipe::parse(text).bind(shape);
+    load_spoiled({.method = nullptr, .shape = shape, .row = {}, .prompt = 50, .chunk = 50, .decode = 4, .seed = 77}, [&] { return bound.open(); });
+  }
+}
+
+TEST_CASE("random texts of recipes are refused with a sentence or have one spelling", "[conformance][fuzz]") {
+  static constexpr const char* kPieces[] = {"heads=", "layers=", "first2", "last1", "windowed", "global", "*", "k=", "v=", "&", "&", ";", ";", ":", ":", ",", "0-1", "1", "3-2",
+                                            "kivi", "fp8_kv", "full", "vllm:fp8", "llama.cpp:q4_0", "vllm:turboquant_k8v4", "sinks=4:full", "recent=8:full", "bits=4", "=", "-"};
+  const CacheShape shape = uniform_shape(4, 4, 2, 64, Dtype::bf16, {.rotary_dim = 64});
+  Random random(31);
+  int legal = 0;
+  for (int attempt = 0; attempt < 20000; ++attempt) {
+    std::string text;
+    // Every other text is near the grammar, the rest is any row of pieces.
+    const std::int64_t rules = 1 + random.below(3);
+    for (std::int64_t r = 0; r < rules; ++r) {
+      text += r > 0 ? ";" : "";
+      if (attempt % 2 == 0) {
+        const char* selectors[] = {"", "*:", "heads=0:", "heads=0-1:", "first2&heads=1:", "layers=0,last1:"};
+        const char* bodies[] = {"full", "kivi", "vllm:fp8", "k=kivi&v=fp8_kv", "v=llama.cpp:q4_0", "kivi:bits=4"};
+        text += selectors[random.below(6)];
+        text += bodies[random.below(6)];
+      } else {
+        for (std::int64_t i = random.below(6); i >= 0; --i) text += kPieces[random.below(std::ssize(kPieces))];
       }
     }
+    try {
+      const Recipe recipe = Recipe::parse(text);
+      const std::string canonical = recipe.canonical();
+      REQUIRE(Recipe::parse(canonical).canonical() == canonical);
+      if (recipe.why_not(shape)) continue;
+      ++legal;
+      if (legal % 50 == 0) REQUIRE(recipe.bind(shape).ledger({.prompt = Tokens(64)}).total().value > 0);
+    } catch (const Error& e) {
+      REQUIRE(std::string(e.what()).size() > 10);
+    }
+  }
+  CHECK(legal > 1000);
 }
 
 TEST_CASE("random parameters in and out of their ranges are refused with a sentence or give a cache", "[conformance][fuzz]") {
