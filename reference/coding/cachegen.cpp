@@ -1,6 +1,8 @@
 // cachegen: a prompt's keys and values as entropy-coded chunks, for stores and networks.
 // Source    sheet cachegen; Liu et al., arXiv 2310.07240, section 5; codec=code follows UChi-JCL/CacheGen (the serde that
 //           LMCache carries), codec=paper the delta coding that the released code does not have
+// Formula   bin = round(x * (bins / 2 - 1) / max|x|) of a token, bins by layer; bins are coded by an arithmetic coder with tables of a channel;
+//           x' = bin * max|x| / (bins / 2 - 1)
 // Keeps     after the prompt its coded chunks alone; generated tokens in the dtype; keys after RoPE
 // Deviates  a token whose absmax is 0 (or too small to divide by) gets the code of zero, released code gets NaN; streams may
 //           grow past 256 bytes; a partial last chunk is coded like the others; paper's tables are made from the chunk

@@ -1,6 +1,7 @@
 // mustafar: the smallest magnitudes of every token's keys and values are pruned; bitmaps and the values that stay are packed.
 // Source    arXiv 2505.22913; dhjoo98/mustafar models/llama_mustafar_kernel.py (when rows are pruned), kernel/compression.py
 //           (bitmaps, order of tiles), kernel/csrc (one attention kernel a query head)
+// Formula   of every token's d channels the (1 - sparsity) d largest magnitudes stay, exactly; a bit a channel says which
 // Keeps     every token, thinned; keys after RoPE; the newest residual_window to residual_window + flush - 1 tokens plain
 // Deviates  one offset list a head without the word that says where its values start; a prompt within the window stays plain
 //           (released: raises)

@@ -1,6 +1,8 @@
 // arcquant: block-scaled 4-bit floats, and for keys a second pass over the error of the channels with the largest values.
 // Source    arXiv 2601.07475; actypedef/ARCQuant model/quantize.py, kernels/src/reorder.cu (blocks, residual channels of
 //           activations); keys as the left side of the score product are our extension of it
+// Formula   NVFP4 of all channels, x' = code * s * g; the residual_channels of largest magnitude also code x - x' in the same format,
+//           and a score is q . x' plus their coded error
 // Keeps     every token; keys after RoPE
 // Deviates  the official code gives activations residual channels and its cache plain 4-bit integers; channels and tensor
 //           scales come from the prompt, or from a trained file; elements that tie round to even, as its kernel does

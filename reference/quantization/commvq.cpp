@@ -1,6 +1,8 @@
 // commvq: keys before RoPE as codewords that a rotation passes through, values as bits of a trained code; one norm a token.
 // Source    arXiv 2506.18879, sections 3 and 4; UMass-Embodied-AGI/CommVQ commvq/compress_evaluation.py (both compressors),
 //           training/quantize_key_cache.py (codebooks, number of stages)
+// Formula   key pairs are sums over stages of codewords [[a, -b], [b, a]], which commute with the rotation of RoPE; k' = ||k|| * sum of codewords;
+//           values: bits of a trained encoder, x' = norm * decoder(bits)
 // Keeps     every token; keys before RoPE at true positions; up to residual_window of the newest rows stay in the cache's dtype
 // Deviates  the first largest logit decides (released: Gumbel noise even when it serves); codewords are packed (released: 16 bits a
 //           codeword); keys are rebuilt and rotated (released: tables of a query's products with every code number)

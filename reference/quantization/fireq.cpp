@@ -1,6 +1,8 @@
 // fireq: symmetric 4-bit codes per token; keys are scaled channel by channel first so that rotary pairs and outliers fit.
 // Source    arXiv 2505.20839; llm-fireq/fireq mcomp/quant/fireQLlamaQuantizer.py (scales), modules/post_rope.py,
 //           modules/cache.py (codes), kernels/triton/cache/i4fp8static.py (released store)
+// Formula   f = alpha / largest length of a channel's rotary pair, for the top_channels beta / max|x| (values: 1); scale = max|x f| / 7 of a
+//           group; code = rint(x f / scale); x' = code * scale / f
 // Keeps     every token; keys after RoPE
 // Deviates  channel factors are calibrated on the prompt, or come from a trained file (released: folded into the weights
 //           offline); keys are divided by them when read, where the paper divides queries; a prompt attends to exact rows

@@ -1,6 +1,7 @@
 // fp8_kv: one byte a value, E4M3 or E5M2, one float32 scale for the keys and one for the values of a layer or of each kv head.
 // Source    vLLM csrc/quantization/w8a8/fp8/nvidia/quant_utils.cuh (store: nearest even of x / scale, saturating; load: code
 //           times scale), --calculate-kv-scales; TensorRT-LLM and SGLang store the same codes
+// Formula   code = E4M3(x / scale), nearest even, at most 448 (E5M2: 57344); x' = code * scale
 // Keeps     every token; keys after RoPE; a token is coded before its own step attends
 // Deviates  latent rows have one scale like keys (engines keep their rotary channels apart); an all-zero first call
 //           calibrates to scale 1

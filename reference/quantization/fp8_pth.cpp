@@ -1,5 +1,6 @@
 // fp8_pth: one E4M3 byte a value and one float32 scale for each token and kv head.
 // Source    vLLM's dynamic per-token-head cache: scale = max(absmax / 448, 1e-6), code = E4M3(x * (1 / scale))
+// Formula   scale = max(max|x| / 448, 1e-6) of a token's head; code = E4M3(x * (1 / scale)); x' = code * scale
 // Keeps     every token; keys after RoPE; a token is coded before its own step attends
 // Deviates  nowhere
 #include <array>

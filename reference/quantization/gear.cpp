@@ -1,6 +1,8 @@
 // gear: group codes, a few outliers kept apart, and a low-rank approximation of what the codes miss.
 // Source    arXiv 2403.05527; opengear-project/GEAR GEARLM/Simulated/compress_function.py (the three parts),
 //           cuda_supported_gear (fused backbone)
+// Formula   x = D + L + S: S the sparsity/2 largest and smallest of a vector, D group codes of x - S, L = A B^T of rank `rank`, fitted by power
+//           iteration to x - S - D; x' = D + L + S
 // Keeps     every token; keys after RoPE; the newest rows, up to buffer - 1, plain
 // Deviates  factors and outliers are stored in fp16 (the simulation keeps float32 and never packs); the factor's random start
 //           is Philox; a prompt's remainder waits for its buffer (the simulation leaves the tail of a key group plain instead)

@@ -1,5 +1,6 @@
 // int8_pth: one signed byte a value and one float32 scale for each token and kv head.
 // Source    vLLM's dynamic per-token-head cache: scale = max(absmax / 127, 1e-6), code = x * (1 / scale)
+// Formula   scale = max(max|x| / 127, 1e-6) of a token's head; code = rint(x * (1 / scale)); x' = code * scale
 // Keeps     every token; keys after RoPE; a token is coded before its own step attends
 // Deviates  codes round to nearest even; the released store truncates toward zero (rounding=truncate)
 #include <array>

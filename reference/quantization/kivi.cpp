@@ -1,6 +1,7 @@
 // kivi: asymmetric integer codes, keys per channel over groups of tokens, values per token over groups of channels.
 // Source    arXiv 2402.02750, algorithm 1; jy-yuan/KIVI quant/new_pack.py (codes), models/llama_kivi.py (when rows are coded),
 //           quant/csrc/gemv_cuda.cu (decoding)
+// Formula   scale = (max - min) / (2^bits - 1), zero = min of a group; code = rint((x - zero) / scale); x' = code * scale + zero
 // Keeps     every token; keys after RoPE; the newest residual_window values and up to as many keys stay in the cache's dtype
 //           (a side in groups along tokens is flushed, a side in groups along channels is coded token by token)
 // Deviates  group of equal values: scale 0, codes 0 (released: 0/0); key codes lie in blocks of group_size tokens, each laid out

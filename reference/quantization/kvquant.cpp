@@ -1,6 +1,8 @@
 // kvquant: non-uniform codes, keys per channel before RoPE, values per token, a fixed number of outliers a token kept apart.
 // Source    arXiv 2401.18079; SqueezeAILab/KVQuant quant/kvquant/simquant_module_quantizer.py (calibration, tables),
 //           deployment/kvquant (packed form, outlier lists), modeling_llama.py (QuantK, QuantV)
+// Formula   code = the nearest of 2^bits levels of a table, for (x - middle) / half the range: of a key channel (before RoPE), of a value token;
+//           x' = level[code] * half + middle; the share `outliers` of a token's channels, furthest outside its range, is kept apart
 // Keeps     every token; keys before RoPE, rotated at their place in each step; the first `sinks` tokens plain
 // Deviates  tables come from a trained file or are calibrated on the prompt itself without Fisher weights (released: 16 samples
 //           offline, weighted); dense codes first, then outliers in ascending channel (released: atomic additions)

@@ -1,5 +1,7 @@
 // llamacpp_kv: the cache types of llama.cpp, blocks of 32 channels with their scale in one struct, a type for each side.
 // Source    ggml-org/ggml src/ggml-quants.c (codes), llama.cpp pull request 21038 (rotation of a quantized cache)
+// Formula   q8_0: scale = max|x| / 127, x' = code * scale; q4_0, q5_0: scale = -m / 8, -m / 16, m the value of largest magnitude;
+//           q4_1, q5_1: scale = (max - min) / 15, / 31, x' = code * scale + min; iq4_nl: code names one of 16 fixed levels; blocks of 32
 // Keeps     every token; keys after RoPE; a token is coded before its own step attends
 // Deviates  scores take the query as it is (the released decode kernel codes it as q8_1 first); the rotation is a fast
 //           transform (released: a matrix product); decoded rows are rotated back one by one (released: query and output are)

@@ -1,6 +1,8 @@
 // mikv: nothing is evicted; tokens that attention has favoured, and the newest ones, stay plain, the others keep a few bits.
 // Source    arXiv 2402.18096 (as quoted by a public note: balancer and codes); policy and defaults are our reading; no code is
 //           public
+// Formula   b_c = sqrt(max|q_c| / max|k_c|) of a channel at the end of the prompt; unimportant tokens: min-max codes of k_c * b_c, read back
+//           divided by b_c; important ones stay plain
 // Keeps     every token; keys after RoPE; attention mass of the important tokens
 // Deviates  importance cache in the cache's dtype alone (the paper also has 8 bits); budget int(importance * tokens), half of it
 //           the newest tokens

@@ -1,5 +1,6 @@
 // mxfp4: E2M1 codes of 4 bits in blocks of 32 channels of a token, one power of two (E8M0) a block.
 // Source    OCP Microscaling Formats specification 1.0, sections 5 and 6 (format, scale rule); sheet mxfp4 (layout on a cache)
+// Formula   scale = 2^(floor(log2 max|x|) - 2) of 32 channels (ocp); code = E2M1(x / scale), at most 6; x' = code * scale
 // Keeps     every token; keys after RoPE; a token is coded before its own step attends
 // Deviates  no engine ships this cache: the layout is ours, byte j = code 2j | code 2j+1 << 4, scales apart from codes
 #include <array>

@@ -2,6 +2,7 @@
 // one for the values of a layer.
 // Source    flashinfer-ai/flashinfer include/flashinfer/page.cuh (portable append: block scale = E4M3(absmax / (6 * global)), code =
 //           E2M1(x * 1 / (block scale * global))), csrc/fp4_kv_quantization.cu; TensorRT-LLM stores the same codes
+// Formula   block scale s = E4M3(max|x| / (6 g)) of 16 channels, g the side's scale; code = E2M1(x / (s g)); x' = code * s * g
 // Keeps     every token; keys after RoPE; a token is coded before its own step attends
 // Deviates  divisions are exact (the tensor-core path takes approximate reciprocals); values' scales are linear (TensorRT-LLM
 //           interleaves them by four tokens, the same bytes)

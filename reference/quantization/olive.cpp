@@ -1,6 +1,8 @@
 // olive: 4-bit codes in pairs of channels; an outlier takes the code of its neighbour as a mark and gets a float code of its own.
 // Source    arXiv 2304.07493, sections 3 and 4; clevercool/ANT-Quantization olive_quantization/antquant/quant_modules.py (grids,
 //           scale search, victims). The method is for weights and activations: on a cache it is ours
+// Formula   scale by least squared error; normal values 4 n, n = -7 .. 7; in a pair of channels an outlier takes the code of its neighbour, which
+//           becomes 0, and is a float of its own range; x' = value * scale
 // Keeps     every token; keys after RoPE; a token is coded before its own step attends
 // Deviates  of two outliers in a pair the even one stays, as in the released code (paper: the larger); flint grids are not offered
 #include <array>

@@ -1,5 +1,7 @@
 // polarquant: rotated vectors as radii and angles of pairs, pairs of radii and so on for four levels; angles have few bits.
 // Source    arXiv 2502.02617, section 3 (recursion), section 4 (bits 4, 2, 2, 2 and density of angles); no official code found
+// Formula   y = R x; pairs (a, b) become r = sqrt(a^2 + b^2) and angle; radii are paired again, four levels; angles have 4, 2, 2, 2 bits,
+//           16 channels leave one fp16 radius; back by r cos, r sin and R^T
 // Keeps     every token; keys after RoPE, values alike; a token is coded before its own step attends
 // Deviates  codebooks of levels 2 to 4 are Lloyd-Max solutions of the paper's densities, computed here; order of coordinates and
 //           packing are ours; the paper's codebooks made from each prompt are not offered

@@ -1,6 +1,8 @@
 // polarquant_pairs: keys as angle and radius of each pair that the rotary embedding turns, uniform codes over groups of tokens.
 // Source    arXiv 2502.00527, section 3; ericshwu/PolarQuant models/modeling_llama_polar.py (codes, residual), models/
 //           kernel4group.py (table of products)
+// Formula   a rotary pair (x, y) of a key: r = sqrt(x^2 + y^2), t = atan2(y, x) in [0, 2 pi); scale = (max - min) / 2^bits over a group of tokens;
+//           code = floor((r - min) / scale), r' = min + (code + 1/2) scale, t alike; x' = r' cos t', y' = r' sin t'
 // Keeps     every token; keys after RoPE; up to residual_window of the newest keys stay plain, values stay plain or are coded per token
 // Deviates  a constant angle or radius decodes to itself (released: 0/0); keys are read back and multiplied (released: a table of a
 //           query's products with every angle, the same sums in another order)

@@ -2,6 +2,8 @@
 // asymmetric integer codes.
 // Source    arXiv 2406.03482, definition 3.1 and section 3; amirzandieh/QJL models/llama2_utils_qjl.py (groups, residual, outlier
 //           channels), qjl_kernel/csrc/qjl_{quant,score}_kernel.cu (bits, score), run_longbench.py (defaults)
+// Formula   <q, k> ~ sqrt(pi/2) / m * ||k|| * <S q, sign(S k)>, S a random m x d matrix; outlier channels have a sketch of their own;
+//           values: min-max codes of a token's groups
 // Keeps     every token; keys after RoPE; the newest residual_window values and up to as many keys stay in the cache's dtype
 // Deviates  ||k||^2 - ||outliers||^2 below 0 counts as 0 (released: NaN); a prompt shorter than residual_window may grow (released:
 //           it fails); random orthogonal rows come from our generator

@@ -1,6 +1,8 @@
 // qserve_kv4: codes of 4 or 8 bits with an fp16 scale and an fp16 zero point, not rounded to an integer, for each token and head.
 // Source    arXiv 2405.04532; mit-han-lab/omniserve kernels/csrc/fused_attention/fused_attention_per_tensor/per_tensor_common/
 //           applyBiasRopeUpdateKVCache.h (statements of the store), common/decoderMaskedMultiheadAttentionUtils.h (codes)
+// Formula   scale = (max - min) / (2^bits - 1), zero = -min / scale of a token's head, not rounded; code = rint(x / scale + zero);
+//           x' = (code - zero) * scale
 // Keeps     every token; keys after RoPE; a token is coded before its own step attends
 // Deviates  codes clamp at their largest (released: byte-wide saturation, then the low nibble, code=wrap); rows of equal values
 //           have scale 0 (released: 0/0); prompt and new tokens attend to their own rows as stored (released: to plain rows);

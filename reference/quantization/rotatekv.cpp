@@ -1,6 +1,8 @@
 // rotatekv: keys before RoPE and values rotated by a Hadamard matrix and coded per token; a few tokens stay plain.
 // Source    arXiv 2501.16383; ZunhaiSu/RotateKV RotateKV_fake_quant/fake_quant.py (codes), modeling_llama_RotateKV.py (tokens
 //           that stay plain), fuse_weights.py (rotations), k_reordering_calibration.py (channel order)
+// Formula   y = H x, H the Hadamard matrix over head_group heads of (reordered) key channels, before RoPE; scale = clip (max - min) / (2^bits - 1)
+//           of a token's group; code = rint(y / scale) + zero; x' = H^T (scale (code - zero)), then RoPE
 // Keeps     every token; keys before RoPE, rotated at their place in each step
 // Deviates  rotations run in the cache (released: folded into the weights); the channel order comes from a trained file or from
 //           the prompt (released: WikiText-2); the released code simulates and stores nothing packed

@@ -1,5 +1,7 @@
 // saq: a staircase of widths: rows start plain and move to fewer bits with age, group by group.
 // Source    arXiv 2410.18441 (abstract; no code is public), built on KIVI's groups; stages, widths and moves are our reading
+// Formula   a token's age gives its width (plain, first_bits, second_bits, last_bits); at every width min-max groups as in kivi,
+//           coded anew from what the width before had left
 // Keeps     every token; keys after RoPE; the newest `plain` to plain + group_size - 1 tokens in the cache's dtype
 // Deviates  ages, widths and the re-coding at a move are not given by what could be read: they are defined here
 #include <algorithm>

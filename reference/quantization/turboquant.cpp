@@ -1,6 +1,8 @@
 // turboquant: a rotated unit vector coded by a fixed codebook of levels, its norm beside it; perhaps a sign sketch of the rest.
 // Source    arXiv 2504.19874, algorithms 1 (levels) and 2 (levels and sketch); vLLM pull request 38479: model_executor/layers/
 //           quantization/turboquant/{config,centroids}.py, v1/attention/ops/triton_turboquant_{store,decode}.py (variant=vllm)
+// Formula   n = ||x||, y = R x / n, R random orthogonal (vllm: Hadamard); code = the nearest of 2^b levels, best for N(0, 1/d); x' = n R^T level[code];
+//           sketch: one bit less, and sign(S r) with ||r|| of what is left: <q, x> ~ <q, x'> + sqrt(pi/2) / d * ||r|| <S q, sign(S r)>
 // Keeps     every token; keys after RoPE; a token is coded before its own step attends
 // Deviates  no official code of the paper: levels are those of its Gaussian limit, norms fp16; the paper's split of channels into
 //           outliers and others is not offered. Decoded keys are rotated back one by one (released: the query is rotated)

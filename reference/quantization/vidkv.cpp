@@ -2,6 +2,8 @@
 // three levels; all groups lie along tokens.
 // Source    arXiv 2503.16257, section 3; KD-TAO/VidKV transformers/src/transformers/vidkv_quant.py (codes), cache_utils.py (channels,
 //           transform, when rows are coded)
+// Formula   keys: of a channel's group the Fourier components by sign times their mean magnitude (1 bit), the widest channels by 4 levels (2 bits);
+//           values: code = -1, 0, 1 by |x| against threshold * mean|x|, x' = code * scale of the group
 // Keeps     every token; keys after RoPE; up to residual_window of the newest rows stay in the cache's dtype
 // Deviates  a real transform packs n inputs into n reals (released: 2 n); five trits a byte (released: two bits); rows are coded
 //           once, in flushes (released: everything is decoded and coded again); ranges are those of the whole groups of the layer's first call; protected

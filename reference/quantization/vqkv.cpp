@@ -1,6 +1,7 @@
 // vqkv: keys and values as indices of residual vector quantization, one trained codebook a stage; first and newest tokens plain.
 // Source    arXiv 2603.16435 (ratio, stages and sizes, first and local tokens; from its opening pages, reviews and a reading note: the
 //           official repository LUMIA-Group/VQKV could not be had)
+// Formula   residual r_0 = x; index_i = nearest vector of codebook i to r_i, r_{i+1} = r_i - codebook_i[index_i]; x' = sum of codebook_i[index_i]
 // Keeps     every token; keys after RoPE; the first `sinks` and the newest local_window tokens stay in the cache's dtype
 // Deviates  codebooks are input, one set a layer for all heads, each projection folded into its code vectors; the two branches of keys
 //           are codewords that are zero outside their branch; tokens leave the window in whole blocks of quant_block

@@ -2,6 +2,8 @@
 // channels are evened out.
 // Source    arXiv 2405.14256; ThisisBillhe/ZipCache zipcache/models/modeling_llama.py (probes, events), CompressUtils/
 //           compress_function.py (codes and packing)
+// Formula   a token is salient by its attention mass under probe queries, divided by how many of them see it; codes as min-max groups of `bits`:
+//           keys a channel, values a token after x / c with c = sqrt(max|x|) of a channel; x' = (code * scale + zero) * c
 // Keeps     every token; keys after RoPE; tokens since the last event in the cache's dtype
 // Deviates  a mask of one bit a token and head in place of lists of 64-bit indices; a channel of zeros divides by 1 (released:
 //           0/0 spoils its token); probes are drawn by Philox; an event scores by the current query, as released
