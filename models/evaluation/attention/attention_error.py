@@ -89,6 +89,8 @@ def measure(args: argparse.Namespace) -> None:
     if args.add:  # what a whole run has measured stays, its header too
         path = HERE / f"{args.name}.csv"
         lines = path.read_text().splitlines()
+        if args.judged and "verdicts" not in lines[0]:
+            lines[0] += f", verdicts over {args.judged}"
         kept = [r for r in csv.DictReader(lines[2:]) if r["rows"] != "before" or r["recipe"] not in args.add]
         write(path, lines[:2], [r for r in kept if r["rows"] == "before"] + rows + [r for r in kept if r["rows"] != "before"])
         return
