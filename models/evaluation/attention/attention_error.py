@@ -172,7 +172,7 @@ def orders(t: Table):
         kl, plain = t.value("turboquant", "kl_mean"), t.value("int8_pth", "kl_mean")
         out.append((claim, what, "not judged", "-" if kl is None or plain is None else f"KL {kl:.3g} against {plain:.3g}, too few tokens for an interval"))
     else:
-        out.append((claim, what, "holds" if low > high else "not reproduced", f"KL above {low:.2g} against below {high:.2g}; its perplexity is {t.text('turboquant', 'judged_verdict')}"))
+        out.append((claim, what, "holds" if low > high else "not reproduced", f"KL above {low:.2g} against below {high:.2g}; perplexity against the plain cache's: {t.text('turboquant', 'judged_verdict')}"))
     return out
 
 
