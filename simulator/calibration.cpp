@@ -28,7 +28,7 @@ Enum word(const char* const (&words)[N], const std::string& text, const char* fi
     if (text == words[i]) return static_cast<Enum>(i);
   throw InvalidArgument(cat("calibration: ", field, " is \"", text, "\", which is unknown"));
 }
-constexpr const char* kFamilyNames[] = {"decode", "prefill", "matrix", "collective"};
+constexpr const char* kFamilyNames[] = {"decode", "prefill", "matrix", "collective", "latent"};
 constexpr const char* kEvidenceNames[] = {"fitted", "extrapolated", "other_gpu", "uncalibrated_format"};
 
 double positive(const json& j, const char* field) {
@@ -54,7 +54,8 @@ std::span<const char* const> gpu_constant_names() { return kGpuNames; }
 std::span<const char* const> link_constant_names() { return kLinkNames; }
 std::span<const char* const> profile_constant_names(KernelFamily family) {
   switch (family) {
-    case KernelFamily::decode: return kDecodeNames;
+    case KernelFamily::decode:
+    case KernelFamily::latent: return kDecodeNames;
     case KernelFamily::prefill: return kPrefillNames;
     case KernelFamily::matrix: return kMatrixNames;
     case KernelFamily::collective: break;
@@ -232,7 +233,7 @@ std::string to_text(const Calibration& c) {
   }
   for (const Profile& p : c.profiles) {
     CalibrationText j{{"name", p.name}, {"family", name_of(p.family)}};
-    if (p.family == KernelFamily::decode)
+    if (p.family == KernelFamily::decode || p.family == KernelFamily::latent)
       j.update(CalibrationText{{"split", kRules[static_cast<std::size_t>(p.split)]}, {"waves", p.waves}, {"tile", p.tile}, {"query_tile", p.query_tile}});
     const auto names = profile_constant_names(p.family);
     for (std::size_t i = 0; i < kProfileConstants; ++i) j[names[i]] = rounded(p.c[i]);

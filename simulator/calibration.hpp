@@ -13,8 +13,8 @@
 
 namespace kvatlas::sim {
 
-enum class KernelFamily : std::uint8_t { decode, prefill, matrix, collective };
-inline constexpr int kFamilies = 4;
+enum class KernelFamily : std::uint8_t { decode, prefill, matrix, collective, latent };
+inline constexpr int kFamilies = 5;
 const char* name_of(KernelFamily family);
 
 inline constexpr int kGpuConstants = 4, kLinkConstants = 3, kProfileConstants = 6;
@@ -32,7 +32,7 @@ enum LinkConstant : std::uint8_t {
   link_pair_share,  // of the datasheet's one-way rate, between two ranks
   link_many_share   // among eight: boards behind one switch reach more, boards on one host bridge less
 };
-/// Positions in Profile::c, by family.
+/// Positions in Profile::c, by family. Decode attention over latent rows (one cache for all heads) has profiles of its own with the constants of decode.
 enum DecodeConstant : std::uint8_t { decode_launch, decode_item, decode_sm_share, decode_tensor_share, decode_serial, decode_split };
 enum PrefillConstant : std::uint8_t { prefill_launch, prefill_tensor_share, prefill_tile_share, prefill_item, prefill_byte_share, prefill_exp_share };
 enum MatrixConstant : std::uint8_t { matrix_launch, matrix_tensor_share, matrix_sm_share, matrix_wave, matrix_l2_reach, matrix_byte_share };

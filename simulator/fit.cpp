@@ -31,7 +31,8 @@ constexpr Range kRateRange = {14, 4, 60, 0.5};
 
 const Range& profile_range(KernelFamily family, std::size_t i) {
   switch (family) {
-    case KernelFamily::decode: return kDecodeRanges[i];
+    case KernelFamily::decode:
+    case KernelFamily::latent: return kDecodeRanges[i];
     case KernelFamily::prefill: return kPrefillRanges[i];
     case KernelFamily::matrix: return kMatrixRanges[i];
     case KernelFamily::collective: break;
@@ -46,7 +47,8 @@ double fallback_rate(const Measurement& row) {
 /// Of a kernel on one board.
 double seconds_of(const Machine& machine, const GpuConstants& g, const Profile& p, double rate, const Measurement& row) {
   switch (row.family) {
-    case KernelFamily::decode: return decode_terms(machine, g, p, std::get<DecodeWork>(row.work), row.l2_fill, rate).seconds();
+    case KernelFamily::decode:
+    case KernelFamily::latent: return decode_terms(machine, g, p, std::get<DecodeWork>(row.work), row.l2_fill, rate).seconds();
     case KernelFamily::prefill: return prefill_terms(machine, g, p, std::get<PrefillWork>(row.work)).seconds();
     case KernelFamily::matrix:
     case KernelFamily::collective: break;
@@ -86,7 +88,8 @@ class Fitter {
       if (family == KernelFamily::decode && row.bits == 8)
         for (std::size_t i = 0; i < c_.rates.size(); ++i)
           if (c_.rates[i].compute_capability == row.gpu->compute_capability) rate = static_cast<int>(i);
-      rows_.push_back({&row, machine_of(*row.gpu), board, profile, rate, fallback_rate(row), family != KernelFamily::decode || row.subset == Subset::cold ? 1.0 : 0.35});
+      rows_.push_back({&row, machine_of(*row.gpu), board, profile, rate, row.bits == 8 ? c_.rate_of(row.gpu->compute_capability, fallback_rate(row)) : fallback_rate(row),
+                       (family != KernelFamily::decode && family != KernelFamily::latent) || row.subset == Subset::cold ? 1.0 : 0.35});
     }
     scale_ = family == KernelFamily::decode ? 0.06 : 0.1;
   }
@@ -252,7 +255,7 @@ void add_missing(Calibration& c, const std::vector<Measurement>& rows) {
 }
 
 void fit_all(Calibration& c, const std::vector<Measurement>& rows) {
-  for (const KernelFamily family : {KernelFamily::decode, KernelFamily::prefill, KernelFamily::matrix, KernelFamily::collective}) Fitter(c, rows, family).run();
+  for (const KernelFamily family : {KernelFamily::decode, KernelFamily::prefill, KernelFamily::matrix, KernelFamily::collective, KernelFamily::latent}) Fitter(c, rows, family).run();
 }
 
 }  // namespace
@@ -268,7 +271,7 @@ Prediction predict(const Calibration& calibration, const Measurement& row) {
   if (profile < 0) {
     out.evidence = Evidence::extrapolated;
     profile = calibration.deployed_profile(row.family, row.framework, capability, row.bits, row.group,
-                                           row.family >= KernelFamily::matrix ? std::string_view(row.kernel) : std::string_view{});
+                                           row.family == KernelFamily::matrix || row.family == KernelFamily::collective ? std::string_view(row.kernel) : std::string_view{});
   }
   const bool collective = row.family == KernelFamily::collective;
   if ((collective ? calibration.find_link(row.gpu->slug) : calibration.find_gpu(row.gpu->slug)) < 0) out.evidence = Evidence::other_gpu;
@@ -359,10 +362,10 @@ std::vector<FittedInterval> intervals_of(const Calibration& start, const std::ve
   for (const auto& [leave_out, evidence] :
        {std::pair{LeaveOut::shapes, Evidence::fitted}, {LeaveOut::lengths, Evidence::extrapolated}, {LeaveOut::gpu, Evidence::other_gpu}}) {
     const CrossValidation cv = cross_validate(start, rows, leave_out);
-    for (const KernelFamily family : {KernelFamily::decode, KernelFamily::prefill, KernelFamily::matrix, KernelFamily::collective}) {
+    for (const KernelFamily family : {KernelFamily::decode, KernelFamily::prefill, KernelFamily::matrix, KernelFamily::collective, KernelFamily::latent}) {
       std::vector<double> ratios;
       for (std::size_t i = 0; i < rows.size(); ++i)
-        if (rows[i].family == family && (family != KernelFamily::decode || rows[i].subset == Subset::cold)) ratios.push_back(rows[i].seconds / cv.predicted[i]);
+        if (rows[i].family == family && ((family != KernelFamily::decode && family != KernelFamily::latent) || rows[i].subset == Subset::cold)) ratios.push_back(rows[i].seconds / cv.predicted[i]);
       if (ratios.size() < 20) continue;
       std::sort(ratios.begin(), ratios.end());
       const auto at = [&](double q) { return ratios[static_cast<std::size_t>(q * static_cast<double>(ratios.size() - 1) + 0.5)]; };

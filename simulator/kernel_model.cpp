@@ -38,20 +38,30 @@ KernelModel::KernelModel(const Gpu& gpu, bool graphs, double eager_launch_s, boo
     }
 
   std::vector<int> kept;  // the few profiles of this engine and GPU
+  const auto keep = [&](int profile) {
+    auto at_profile = std::find(kept.begin(), kept.end(), profile);
+    if (at_profile == kept.end()) {
+      profiles_.push_back(calibration.profiles[static_cast<std::size_t>(profile)]);
+      at_profile = kept.insert(kept.end(), profile);
+    }
+    return static_cast<std::uint8_t>(at_profile - kept.begin());
+  };
+  // Constants that a user fitted to other kernels alone have none for latent rows.
+  const bool latent = std::any_of(calibration.uses.begin(), calibration.uses.end(), [](const ProfileUse& u) { return u.family == KernelFamily::latent; });
+  for (const int bits : {16, 8})
+    latent_[bits == 8 ? 1 : 0] = keep(calibration.deployed_profile(latent ? KernelFamily::latent : KernelFamily::decode, engine, gpu.compute_capability, bits, kGroups - 1));
   for (const int bits : {16, 8})
     for (std::size_t group = 0; group < kGroups; ++group) {
-      const int profile = calibration.deployed_profile(KernelFamily::decode, engine, gpu.compute_capability, bits, std::max(1, static_cast<int>(group)));
-      auto at_profile = std::find(kept.begin(), kept.end(), profile);
-      if (at_profile == kept.end()) {
-        profiles_.push_back(calibration.profiles[static_cast<std::size_t>(profile)]);
-        at_profile = kept.insert(kept.end(), profile);
-      }
-      decode_[bits == 8 ? 1 : 0][group] = static_cast<std::uint8_t>(at_profile - kept.begin());
+      decode_[bits == 8 ? 1 : 0][group] = keep(calibration.deployed_profile(KernelFamily::decode, engine, gpu.compute_capability, bits, std::max(1, static_cast<int>(group))));
     }
   prefill_ = calibration.profiles[static_cast<std::size_t>(calibration.deployed_profile(KernelFamily::prefill, engine, gpu.compute_capability, 16, 1))];
 }
 
 const Profile& KernelModel::decode_profile(const KernelCall& call) const {
+  // Latent rows are wider than any head's: 544 values on average, of DeepSeek's keys and values.
+  constexpr double kWidestHead = 256;
+  const double pairs = static_cast<double>(call.heads) * call.group * static_cast<double>(call.length);
+  if (call.operations.tensor_flops > 4 * kWidestHead * pairs) return profiles_[latent_[call.operations.format.kind == CodeKind::fp8 ? 1 : 0]];
   const auto group = static_cast<std::size_t>(std::clamp(call.group, 1, static_cast<int>(kGroups) - 1));
   return profiles_[decode_[call.operations.format.kind == CodeKind::fp8 ? 1 : 0][group]];
 }

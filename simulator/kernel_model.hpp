@@ -86,6 +86,7 @@ class KernelModel {
   std::array<std::array<Rates, 17>, 5> rates_;            // by code kind and bits
   std::vector<Profile> profiles_;
   std::array<std::array<std::uint8_t, kGroups>, 2> decode_;  // profile of 16-bit and 8-bit caches by group
+  std::array<std::uint8_t, 2> latent_{};                     // profile of 16-bit and 8-bit latent rows
   Profile prefill_;
 };
 

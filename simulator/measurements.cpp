@@ -24,6 +24,28 @@ Heads heads_of(const MeasuredRow& row) {
   return h;
 }
 
+/// One cache a sequence, read by all heads: values are the first latent_dim of its rows of latent_dim + rope_dim.
+void read_latent(const MeasuredRow& row, Measurement& m) {
+  const int heads = row.count("heads"), latent = row.count("latent_dim"), rope = row.count("rope_dim"), context = row.count("context");
+  const std::int64_t batch = row.count("batch");
+  const CodeFormat format = row.fp8("kv_dtype") ? CodeFormat{.kind = CodeKind::fp8, .bits = 8} : CodeFormat::plain(Dtype::bf16);
+  const DecodeWork work = decode_work(kernels::DecodeAttention{.sequences = batch, .q_per_kv = heads, .k_dim = latent + rope, .v_dim = latent, .tokens = Tokens(context),
+                                                               .k_format = format, .v_format = format, .latent = true}
+                                          .call(1));
+  m.family = KernelFamily::latent;
+  m.bits = format.bits;
+  m.group = heads;
+  m.batch = static_cast<double>(batch);
+  m.length = context;
+  m.bytes = static_cast<double>(batch) * context * (latent + rope) * format.bits / 8;
+  m.flops = work.tensor_flops;
+  m.l2_fill = m.bytes / *m.gpu->l2_bytes.value;
+  m.subset = m.l2_fill > 2 && context >= 1024 ? Subset::cold : context < 1024 || m.seconds < 50e-6 ? Subset::overhead : Subset::warm;
+  m.shape = cat(heads, " heads, latent of ", latent);
+  m.text = cat(m.shape, ", batch ", batch, ", context ", context, ", ", format.bits == 8 ? "fp8" : "bf16");
+  m.work = work;
+}
+
 void read_decode(const MeasuredRow& row, Measurement& m) {
   const Heads h = heads_of(row);
   const int context = row.count("context"), window = row.count("window", 0);
@@ -137,6 +159,7 @@ void read_collective(const MeasuredRow& row, Measurement& m) {
 
 KernelFamily family_of(const MeasuredRow& row) {
   if (row.has("message_elems_or_bytes")) return KernelFamily::collective;
+  if (row.has("latent_dim")) return KernelFamily::latent;
   return row.has("gemm_dtype") ? KernelFamily::matrix : row.has("seq_len") ? KernelFamily::prefill : KernelFamily::decode;
 }
 
@@ -148,7 +171,7 @@ const char* name_of(Subset subset) {
 }
 
 const char* kind_of(KernelFamily family) {
-  static constexpr const char* kKinds[] = {"decode_attention", "prefill_attention", "gemm", "comm"};
+  static constexpr const char* kKinds[] = {"decode_attention", "prefill_attention", "gemm", "comm", "mla_decode"};
   return kKinds[static_cast<std::size_t>(family)];
 }
 
@@ -161,6 +184,7 @@ std::vector<Measurement> read_measurements(std::string_view csv, std::string_vie
     case KernelFamily::decode: row.need({"heads", "kv_heads", "head_dim", "window", "batch", "context", "kv_dtype"}); break;
     case KernelFamily::prefill: row.need({"heads", "kv_heads", "head_dim", "batch", "seq_len", "kv_dtype"}); break;
     case KernelFamily::matrix: row.need({"gemm_dtype", "m", "n", "k"}); break;
+    case KernelFamily::latent: row.need({"heads", "latent_dim", "rope_dim", "batch", "context", "kv_dtype"}); break;
     case KernelFamily::collective: row.need({"lib", "op", "gpus", "message_elems_or_bytes"}); break;
   }
   if (table.rows.empty()) throw InvalidArgument(cat(name, " has no rows below its header"));
@@ -179,6 +203,7 @@ std::vector<Measurement> read_measurements(std::string_view csv, std::string_vie
       case KernelFamily::prefill: read_prefill(row, m); break;
       case KernelFamily::matrix: read_matrix(row, m); break;
       case KernelFamily::collective: read_collective(row, m); break;
+      case KernelFamily::latent: read_latent(row, m); break;
     }
     out.push_back(std::move(m));
   }
@@ -201,7 +226,7 @@ std::vector<Measurement> load_measurements(const std::vector<std::string>& paths
   const auto append_file = [&](const std::string& path) { append(read_measurements(io::read_text(path), path)); };
   const auto stem_of = [](const std::string& path) { return std::filesystem::path(path).stem().string(); };
   if (paths.empty()) {
-    for (const char* name : {"decode_attention_sample.csv", "prefill_attention_sample.csv", "gemm_sample.csv", "comm_sample.csv"}) append(read_measurements(embedded_data(name), name));
+    for (const char* name : {"decode_attention_sample.csv", "prefill_attention_sample.csv", "gemm_sample.csv", "comm_sample.csv", "mla_decode_sample.csv"}) append(read_measurements(embedded_data(name), name));
     return out;
   }
   for (const std::string& path : paths) {
@@ -218,14 +243,14 @@ std::vector<Measurement> load_measurements(const std::vector<std::string>& paths
     bool any = false;
     for (const std::string& file : files) {
       const std::string stem = stem_of(file);
-      if (stem != "decode_attention" && stem != "prefill_attention" && stem != "gemm" && stem != "comm") {
+      if (stem != "decode_attention" && stem != "prefill_attention" && stem != "gemm" && stem != "comm" && stem != "mla_decode") {
         skipped.push_back(file);
         continue;
       }
       append_file(file);
       any = true;
     }
-    if (!any) throw InvalidArgument(cat(path, " has none of decode_attention.csv, prefill_attention.csv, gemm.csv, comm.csv"));
+    if (!any) throw InvalidArgument(cat(path, " has none of decode_attention.csv, prefill_attention.csv, gemm.csv, comm.csv, mla_decode.csv"));
   }
   return out;
 }

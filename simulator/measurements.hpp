@@ -37,11 +37,11 @@ struct Measurement {
 };
 
 /// Reads one file. The kind is told by its columns: gemm_dtype (matrix products), seq_len (prompt attention),
-/// message_elems_or_bytes (collectives), else decode attention.
+/// message_elems_or_bytes (collectives), latent_dim (decode attention over latent rows), else decode attention.
 /// throws InvalidArgument naming line and field, also for a file without rows
 std::vector<Measurement> read_measurements(std::string_view csv, std::string_view name);
 
-/// Files, or decode_attention.csv, prefill_attention.csv, gemm.csv and comm.csv of a folder; other files of the folder and figures of other
+/// Files, or decode_attention.csv, prefill_attention.csv, gemm.csv, comm.csv and mla_decode.csv of a folder; other files of the folder and figures of other
 /// kinds (whole models, e2e_*.csv; compressed_kv_reported, skewed_decode, mixed_batch_attention), which no fit of kernels may see, are named in `skipped`. Nothing given: the shipped samples.
 std::vector<Measurement> load_measurements(const std::vector<std::string>& paths, std::vector<std::string>& skipped);
 

@@ -14,7 +14,7 @@ namespace {
 const Usage& calibrate_usage() {
   static const Usage u{.command = "calibrate", .positional = "FILES...", .least = 0, .most = 64,
                        .example = "kvatlas calibrate --measurements measurements/ --out calibration.json",
-                       .options = {Option::list("measurements", "PATH", "a CSV file, or a folder with decode_attention.csv, prefill_attention.csv, gemm.csv, comm.csv"),
+                       .options = {Option::list("measurements", "PATH", "a CSV file, or a folder with decode_attention.csv, prefill_attention.csv, gemm.csv, comm.csv, mla_decode.csv"),
                                    Option::text("out", "FILE", "write the constants here"),
                                    Option::text("start", "FILE", "constants and kernel names to start from; without it the shipped ones"),
                                    Option::choice("cross-validate", {"shapes", "lengths", "gpu"}, "also fit with whole shapes, lengths or one GPU left out, and report the errors of the rows left out"),

@@ -19,7 +19,7 @@ namespace {
 const Usage& validate_usage() {
   static const Usage u{.command = "validate", .positional = "FILES...", .least = 0, .most = 64,
                        .example = "kvatlas validate --measurements measurements/",
-                       .options = {Option::list("measurements", "PATH", "a CSV file, or a folder with decode_attention.csv, prefill_attention.csv, gemm.csv, comm.csv; e2e_static.csv and e2e_serving.csv are runs of whole models, skewed_decode.csv and mixed_batch_attention.csv batches of unequal lengths, compressed_kv_reported.csv single figures of compressed caches"),
+                       .options = {Option::list("measurements", "PATH", "a CSV file, or a folder with decode_attention.csv, prefill_attention.csv, gemm.csv, comm.csv, mla_decode.csv; e2e_static.csv and e2e_serving.csv are runs of whole models, skewed_decode.csv and mixed_batch_attention.csv batches of unequal lengths, compressed_kv_reported.csv single figures of compressed caches"),
                                    Option::text("calibration", "FILE", "constants that calibrate wrote; without it the shipped ones"),
                                    Option::text("db", "FILE", "store that keeps the rows, in place of those it has"),
                                    Option::flag("ablation", "also fit throwaway constants to every GPU and kernel alone, for comparison")},

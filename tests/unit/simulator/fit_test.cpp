@@ -67,6 +67,19 @@ TEST_CASE("rows of collectives count messages in elements of two bytes, and what
   CHECK_THROWS_AS(parsed(cat(header, "L40S,aic,nccl-2,all_gather,1,1024,1\n")), InvalidArgument);
 }
 
+TEST_CASE("rows over latent caches read one row of latent and rope values for all heads", "[unit]") {
+  const char* header = "gpu,source,framework,kernel,heads,latent_dim,rope_dim,batch,context,q_dtype,kv_dtype,measured_ms\n";
+  const auto rows = parsed(cat(header, "H100-SXM-80GB,aic,trtllm-1,default,128,512,64,32,8192,bf16,bf16,0.36\nH100-SXM-80GB,aic,trtllm-1,default,16,512,64,1,512,bf16,fp8,0.01\n"));
+  REQUIRE(rows.size() == 2);
+  CHECK(rows[0].family == KernelFamily::latent);
+  CHECK(rows[0].bytes == 32.0 * 8192 * 576 * 2);
+  CHECK(rows[0].flops == 2.0 * 128 * 32 * 8192 * (576 + 512));
+  CHECK(rows[0].subset == Subset::cold);
+  CHECK(rows[1].subset == Subset::overhead);
+  CHECK(predict(shipped_calibration(), rows[0]).profile == "mla_trtllm_sm90");
+  CHECK(predict(shipped_calibration(), rows[1]).profile == "mla_trtllm_sm90_fp8");
+}
+
 TEST_CASE("a collective by hand: two protocols, of which the faster one runs", "[unit]") {
   const Machine machine{.link = 100e9};
   const LinkConstants link{.gpu = "toy", .nvlink = true, .c = {2, 0.5, 0.8}};

@@ -123,7 +123,7 @@ TEST_CASE("a validation with two rows of one place leaves the store as it was", 
   store_validation(path, sim::shipped_calibration(), measured, report, "a", "published");
   const std::int64_t rows = count(path, "SELECT count(*) FROM validation");
   REQUIRE(rows == static_cast<std::int64_t>(report.rows.size()));
-  REQUIRE(count(path, "SELECT count(*) FROM measurements WHERE kind IN ('decode_attention', 'prefill_attention', 'gemm', 'comm') AND source = 'a' AND provenance = 'published'") == static_cast<std::int64_t>(measured.size()));
+  REQUIRE(count(path, "SELECT count(*) FROM measurements WHERE kind IN ('decode_attention', 'prefill_attention', 'gemm', 'comm', 'mla_decode') AND source = 'a' AND provenance = 'published'") == static_cast<std::int64_t>(measured.size()));
   sim::ValidationRow twin;
   twin.kind = "e2e_static", twin.gpu = twin.profile = twin.kv_dtype = "*", twin.subset = "all";
   report.rows.push_back(twin);
