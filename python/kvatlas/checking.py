@@ -1,6 +1,7 @@
 """Checking a kernel: small cases of every method, and a comparison that says where the first bit differs and how far the rest is."""
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import numpy as np
 
 from . import _native
 from .arrays import bf16_to_f32, f32_to_bf16, to_bytes
-from .cache import Buffers, BufferInfo, Shape
+from .cache import Buffers, BufferInfo, Cache, Shape
 from .catalogue import Method, MethodLike
 
 CaseLike = Union[int, str, "os.PathLike[str]", "Case"]
@@ -55,6 +56,14 @@ class Case:
         s, rope = self.shape, self.shape["rope"]
         return Shape(layers=s["layers"], q_heads=s["q_heads"], kv_heads=s["kv_heads"], head_dim=s["k_dim"], v_dim=s["v_dim"], dtype=s["dtype"],
                      rope_base=rope["base"] if rope["rotary_dim"] else None, rotary_dim=rope["rotary_dim"], interleaved=rope["layout"] == "interleaved")
+
+    def open_cache(self) -> Cache:
+        """An empty cache of this case, told of its prompt's length where the method listens."""
+        cache = Cache(self.method, self.open_shape(), trained=self.trained or None)
+        if "prompt_length" in cache.method.record["events"]:
+            with contextlib.suppress(NotImplementedError):  # some settings do without
+                cache.notify("prompt_length", last=self.prompt)
+        return cache
 
     def __repr__(self) -> str:
         return f"Case({self.name!r}, {str(self.method)!r}, {self.kind}, {self.prompt} + {self.decode} tokens, {self.dtype})"

@@ -1,5 +1,4 @@
 """The references on arrays: values, bytes, saving and loading, and memory that is read where it lies."""
-import contextlib
 import json
 import os
 import pathlib
@@ -63,10 +62,7 @@ def test_every_method_reads_inputs_by_their_strides(method):
     views = {n: s[:, :, ::2, :-3].transpose(0, 2, 1, 3) for n, s in spread.items()}
     for n, view in views.items():
         view[...] = case.inputs[n]
-    cache = kvatlas.Cache(case.method, case.open_shape(), trained=case.trained or None)
-    if "prompt_length" in cache.method.record["events"]:
-        with contextlib.suppress(NotImplementedError):  # not in every setting
-            cache.notify("prompt_length", last=case.prompt)
+    cache = case.open_cache()
     out = np.empty_like(case.outputs["out"])
     ends = [*range(case.chunk, case.prompt, case.chunk), case.prompt, *range(case.prompt + 1, case.prompt + case.decode + 1)]
     for first, end in zip([0, *ends], ends):

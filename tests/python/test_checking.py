@@ -11,7 +11,7 @@ CACHED = [m.slug for m in kvatlas.methods() if "open" in m.record["faces"]]
 
 def run(case):
     """The reference driven from Python, as a kernel's author would drive a kernel."""
-    cache = kvatlas.Cache(case.method, case.open_shape(), trained=case.trained or None)
+    cache = case.open_cache()
     out = np.zeros_like(case.outputs["out"])
     layers, tokens = out.shape[0], case.prompt + case.decode
 
