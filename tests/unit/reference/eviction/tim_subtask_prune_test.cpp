@@ -121,7 +121,8 @@ TEST_CASE("tim_subtask_prune: plans take what is expected to leave, and reencode
   CHECK(bytes(m, h) == bytes(full, {.prompt = 2500_tok}));
   const auto flops = [&](const MethodChoice& c) {
     double sum = 0;
-    for (const KernelCall& call : c.method->decode_plan(c.row, shape, h, {}).calls()) sum += call.operations.tensor_flops * call.launches;
+    const Plan plan = c.method->decode_plan(c.row, shape, h, {});
+    for (const KernelCall& call : plan.calls()) sum += call.operations.tensor_flops * call.launches;
     return sum;
   };
   CHECK(flops(anew) > flops(m));
