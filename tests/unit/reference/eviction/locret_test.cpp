@@ -113,7 +113,8 @@ TEST_CASE("locret: a long prompt's plan attends to the budget, not to the text",
   const MethodChoice m = parse_choice("locret"), full = parse_choice("full");
   const auto attention = [&](const MethodChoice& c, Tokens prompt) {
     double flops = 0;
-    for (const KernelCall& call : c.method->prefill_plan(c.row, shape, {.prompt = prompt}, {}).calls())
+    const Plan plan = c.method->prefill_plan(c.row, shape, {.prompt = prompt}, {});
+    for (const KernelCall& call : plan.calls())
       if (call.kernel == KernelId::prefill_attention) flops += call.operations.tensor_flops * call.launches;
     return flops;
   };
